@@ -2,20 +2,19 @@
 
 `log_mel` computes, in float32 whatever the model's dtype is,
 
-    samples -> (mean removal) -> frames -> (DC removal, pre-emphasis) -> window -> DFT -> magnitude or
-    power -> mel filters -> log -> (dynamic range limit) -> (x - mean) / (std * std_multiple)
+    samples -> (mean removal) -> frames -> (DC removal, pre-emphasis) -> window -> DFT ->
+    magnitude or power -> mel filters -> log -> (dynamic range limit) -> (x - mean) / std
 
-with every step a named field of `LogMelConfig`. The valid frames of a zero-padded row are the frames
-that the row alone would give.
+with every step a named field of `LogMelConfig`. The valid frames of a zero-padded row are the
+frames that the row alone would give.
 
 Shapes: B batch, S samples, T frames, F mel bins, W window length, K frequency bins.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,126 +22,15 @@ import numpy as np
 from jax import Array, lax
 
 from alm_jax.audio import mel
+from alm_jax.audio.frontend_config import FLAVOURS, LogMelConfig
+
+__all__ = ["FLAVOURS", "LogMelConfig", "log_mel", "num_frames", "output_frames", "pcm_to_float"]
 
 IntOrArray = TypeVar("IntOrArray", int, np.ndarray, Array)
 
 _PRECISION = lax.Precision.HIGHEST  # the default multiplies in bfloat16 on TPU and TF32 on GPU
 _PCM_SCALE = 32767.0
-
-
-@dataclasses.dataclass(frozen=True)
-class LogMelConfig:
-    """Every choice a published log-mel front end makes. Lengths in samples, frequencies in Hz.
-
-    Attributes:
-        sample_rate: rate of the waveform.
-        window_length: samples under the window (W).
-        fft_length: DFT size, >= window_length; the windowed frame is zero-padded to it.
-        hop_length: samples from one frame's start to the next.
-        window: `'hann_periodic'` or `'hann_symmetric'`.
-        framing: `'pad_end'` frame t starts at t * hop, zeros follow the clip, ceil(n / hop) frames
-            (TensorFlow); `'snip_edges'` only frames that lie inside the clip (Kaldi);
-            `'centre_reflect'` frame t is centred on t * hop, the clip is mirrored at both ends,
-            1 + n // hop frames (librosa, torch.stft).
-        window_position: where a window shorter than the FFT sits in it, `'start'` or `'centre'`. It
-            moves the samples a frame covers only when framing is `'centre_reflect'`.
-        drop_last_frame: leave out the last centred frame (Whisper).
-        fixed_samples: zero-pad or cut every clip to this many samples first (Whisper's 30 s); the
-            frames past the clip are then the ones computed on those zeros.
-        quantise_int16: round-trip through 16-bit integers (truncation), as LAION-CLAP's loader does.
-        subtract_waveform_mean: remove the mean over the clip's valid samples.
-        remove_frame_mean: remove each frame's mean before pre-emphasis (Kaldi's remove_dc_offset).
-        preemphasis: y[n] = x[n] - preemphasis * x[n - 1] within a frame; 0 is off.
-        power: 1 for the magnitude spectrogram, 2 for the power spectrogram.
-        num_mels: number of bands (F).
-        fmin: lower edge of the filter bank.
-        fmax: upper edge of the filter bank; may exceed Nyquist.
-        mel_scale: see `mel.hz_to_mel`.
-        triangle: see `mel.mel_filter_bank`.
-        filter_norm: see `mel.mel_filter_bank`.
-        filter_sample_rate: rate the filter bank is built for; None is `sample_rate`. MS-CLAP 2023
-            builds it for 32 kHz and feeds 44.1 kHz.
-        log: `'ln'`, `'log10'` or `'db'` (10 log10).
-        floor: smallest mel value, in the units of the spectrogram.
-        floor_mode: `'add'` log(x + floor) or `'max'` log(max(x, floor)).
-        dynamic_range: values further than this below the clip's maximum are raised to that limit, in
-            log units (Whisper 8, torchaudio's top_db); None is off.
-        mean: subtracted from the log values.
-        std: divisor, with std_multiple.
-        std_multiple: AudioMAE and AST divide by twice their standard deviation.
-        padding_log_value: log value, before normalisation, given to frames that are not valid.
-    """
-
-    sample_rate: int = 16000
-    window_length: int = 400
-    fft_length: int = 512
-    hop_length: int = 160
-    window: Literal["hann_periodic", "hann_symmetric"] = "hann_periodic"
-    framing: Literal["pad_end", "snip_edges", "centre_reflect"] = "pad_end"
-    window_position: Literal["start", "centre"] = "start"
-    drop_last_frame: bool = False
-    fixed_samples: int | None = None
-    quantise_int16: bool = False
-    subtract_waveform_mean: bool = False
-    remove_frame_mean: bool = False
-    preemphasis: float = 0.0
-    power: int = 1
-    num_mels: int = 128
-    fmin: float = 0.0
-    fmax: float = 8000.0
-    mel_scale: mel.MelScale = "htk"
-    triangle: mel.TriangleShape = "mel"
-    filter_norm: mel.FilterNorm = None
-    filter_sample_rate: int | None = None
-    log: Literal["ln", "log10", "db"] = "ln"
-    floor: float = 1e-5
-    floor_mode: Literal["add", "max"] = "add"
-    dynamic_range: float | None = None
-    mean: float = -4.5
-    std: float = 5.0
-    std_multiple: float = 1.0
-    padding_log_value: float = -4.5
-
-    def __post_init__(self) -> None:
-        """Checks the fields against each other.
-
-        Raises:
-            ValueError: names the field, its value and what is accepted.
-        """
-        choices = {
-            "window": ("hann_periodic", "hann_symmetric"),
-            "framing": ("pad_end", "snip_edges", "centre_reflect"),
-            "window_position": ("start", "centre"),
-            "power": (1, 2),
-            "mel_scale": ("htk", "slaney"),
-            "triangle": ("mel", "hz"),
-            "filter_norm": (None, "slaney"),
-            "log": ("ln", "log10", "db"),
-            "floor_mode": ("add", "max"),
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise ValueError(
-                    f"LogMelConfig.{name}={getattr(self, name)!r} is not one of {accepted}"
-                )
-        for name in ("sample_rate", "window_length", "hop_length", "num_mels", "std", "floor"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"LogMelConfig.{name}={getattr(self, name)!r} must be positive")
-        if self.fft_length < self.window_length:
-            raise ValueError(
-                f"LogMelConfig.fft_length={self.fft_length} is shorter than "
-                f"window_length={self.window_length}; give at least the window length"
-            )
-        if not 0 <= self.fmin < self.fmax:
-            raise ValueError(
-                f"LogMelConfig needs 0 <= fmin < fmax, got fmin={self.fmin}, fmax={self.fmax}"
-            )
-        if self.drop_last_frame and self.framing != "centre_reflect":
-            raise ValueError("LogMelConfig.drop_last_frame needs framing='centre_reflect'")
-
-    def normalise(self, log_values: Array | float) -> Array | float:
-        """Applies (x - mean) / (std * std_multiple) to log values of any shape."""
-        return (log_values - self.mean) / (self.std * self.std_multiple)
+_CPU_FRAMES_AT_ONCE = 4096  # frames in one pass: about 2 MB a core
 
 
 def pcm_to_float(audio: Array) -> Array:
@@ -170,18 +58,28 @@ def num_frames(length: IntOrArray, cfg: LogMelConfig) -> IntOrArray:
     return length // cfg.hop_length + (0 if cfg.drop_last_frame else 1)
 
 
+def output_frames(samples: int, cfg: LogMelConfig) -> int:
+    """T of the array that `log_mel` returns for rows of `samples` samples (padding included)."""
+    if cfg.fixed_samples is not None:
+        samples = cfg.fixed_samples
+    if cfg.framing == "centre_reflect":
+        return samples // cfg.hop_length + (0 if cfg.drop_last_frame else 1)
+    return num_frames(samples, cfg)
+
+
 def log_mel(audio: Array, cfg: LogMelConfig, *, length: Array | None = None) -> Array:
     """Log-mel spectrogram, normalised as `cfg` says.
 
     Args:
-        audio: float [B, S] mono waveform in [-1, 1] at `cfg.sample_rate` (int16 PCM: `pcm_to_float`).
+        audio: float [B, S] mono waveform in [-1, 1] at `cfg.sample_rate`; int16 PCM must go through
+            `pcm_to_float` first.
         cfg: the front end.
-        length: int [B] valid samples of each row, 1..S; None means all S are valid. What lies beyond
-            is ignored, whatever its values.
+        length: int [B] valid samples of each row, 1..S; None means all S are valid. What lies
+            beyond is ignored, whatever its values.
 
     Returns:
-        float32 [B, T, F] with T = num_frames(S, cfg), or the frames of `cfg.fixed_samples`. The first
-        num_frames(length[b]) frames of row b equal those of the unpadded clip; the others hold
+        float32 [B, T, F] with T = output_frames(S, cfg). The first num_frames(length[b], cfg)
+        frames of row b equal those of the unpadded clip; the others hold
         `cfg.normalise(cfg.padding_log_value)`. With `fixed_samples` no frame is overwritten: the
         frames past the clip are what the official code computes from its zero padding.
 
@@ -202,7 +100,7 @@ def log_mel(audio: Array, cfg: LogMelConfig, *, length: Array | None = None) -> 
         length = jnp.minimum(length, cfg.fixed_samples)
         missing = max(0, cfg.fixed_samples - audio.shape[1])
         audio = jnp.pad(audio[:, : cfg.fixed_samples], ((0, 0), (0, missing)))
-    total = _computed_frames(audio.shape[1], cfg)
+    total = output_frames(audio.shape[1], cfg)
     if total < 1:
         raise ValueError(
             f"{audio.shape[1]} samples hold no frame of window_length={cfg.window_length} with "
@@ -211,8 +109,7 @@ def log_mel(audio: Array, cfg: LogMelConfig, *, length: Array | None = None) -> 
     audio = _prepare_waveform(audio, length, cfg)
     # Whisper mirrors its zero-padded 30 s, not the clip.
     mirror_at = None if cfg.fixed_samples is not None else length
-    spectrum = _spectrum(_frames(_pad(audio, mirror_at, cfg), total, cfg), cfg)
-    values = _to_log(spectrum, cfg)
+    values = _to_log(_mel_spectrogram(_pad(audio, mirror_at, cfg), total, cfg), cfg)
 
     valid = None
     if length is not None and cfg.fixed_samples is None:
@@ -232,12 +129,6 @@ def _minimum(length, limit: int):
 
 def _maximum(length, limit: int):
     return max(length, limit) if isinstance(length, int) else length.clip(min=limit)
-
-
-def _computed_frames(samples: int, cfg: LogMelConfig) -> int:
-    if cfg.framing == "centre_reflect":
-        return samples // cfg.hop_length + (0 if cfg.drop_last_frame else 1)
-    return num_frames(samples, cfg)
 
 
 def _prepare_waveform(audio: Array, length: Array | None, cfg: LogMelConfig) -> Array:
@@ -263,7 +154,7 @@ def _pad(audio: Array, length: Array | None, cfg: LogMelConfig) -> Array:
     samples = audio.shape[1]
     if length is None:
         return jnp.pad(audio, ((0, 0), (half, half)), mode="reflect")
-    # Only the 2 * half mirrored samples are gathered; gathering the whole clip costs ten times more.
+    # Only the mirrored samples are gathered: a gather over the whole clip would dominate the cost.
     last = jnp.maximum(length, 1)[:, None] - 1
     offsets = jnp.arange(1, half + 1)
     head = jnp.take_along_axis(audio, _mirror(-offsets[::-1], last), axis=1)
@@ -280,17 +171,38 @@ def _mirror(index: Array, last: Array) -> Array:
     return jnp.minimum(jnp.minimum(index, period - index), last)
 
 
-def _frames(audio: Array, total: int, cfg: LogMelConfig) -> Array:
-    """[B, S'] -> [B, T, W], by shifted views of hop-sized blocks instead of a gather."""
-    hop, width = cfg.hop_length, cfg.window_length
+def _mel_spectrogram(audio: Array, total: int, cfg: LogMelConfig) -> Array:
+    """[B, S'] -> mel spectrogram [B, T, F] before the log.
+
+    Frames are shifted views of hop-sized blocks, which is several times cheaper than a gather.
+    """
     if cfg.framing == "centre_reflect" and cfg.window_position == "centre":
-        audio = audio[:, (cfg.fft_length - width) // 2 :]
-    per_frame = -(-width // hop)
-    needed = (total + per_frame - 1) * hop
+        audio = audio[:, (cfg.fft_length - cfg.window_length) // 2 :]
+    batch, hop = audio.shape[0], cfg.hop_length
+    overlap = -(-cfg.window_length // hop) - 1  # further blocks that a frame reaches into
+    steps = max(1, round(batch * total / _CPU_FRAMES_AT_ONCE))
+    chunk = -(-total // steps)
+    needed = (steps * chunk + overlap) * hop
     audio = jnp.pad(audio, ((0, 0), (0, max(0, needed - audio.shape[1]))))[:, :needed]
-    blocks = audio.reshape(audio.shape[0], -1, hop)
-    parts = [blocks[:, i : i + total] for i in range(per_frame)]
-    return jnp.concatenate(parts, axis=-1)[..., :width]
+    blocks = audio.reshape(batch, -1, hop)
+
+    def some(blocks: Array) -> Array:
+        count = blocks.shape[1] - overlap
+        frames = jnp.concatenate([blocks[:, i : i + count] for i in range(overlap + 1)], axis=-1)
+        return _frame_spectrum(frames[..., : cfg.window_length], cfg)
+
+    def in_chunks(blocks: Array) -> Array:
+        def body(i: Array) -> Array:
+            return some(lax.dynamic_slice_in_dim(blocks, i * chunk, chunk + overlap, axis=1))
+
+        parts = lax.map(body, jnp.arange(steps))
+        return jnp.moveaxis(parts, 0, 1).reshape(batch, steps * chunk, cfg.num_mels)
+
+    if steps == 1:
+        return some(blocks)
+    # On CPU, time chunks that stay in cache take 60% of the time of one pass over everything. The
+    # loop runs over time, so a batch that is sharded over devices stays where it is.
+    return lax.platform_dependent(blocks, cpu=in_chunks, default=some)[:, :total]
 
 
 @functools.lru_cache(maxsize=32)
@@ -312,27 +224,42 @@ def _filters(cfg: LogMelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=32)
-def _dft(cfg: LogMelConfig) -> np.ndarray:
-    """Window and DFT in one float32 matrix [W, 2K]: cosine columns, then sine columns."""
-    n = np.arange(cfg.window_length)
-    period = cfg.window_length - (cfg.window == "hann_symmetric")
+def _half_dft(cfg: LogMelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Windowed cosine and sine matrices [H, K] float32 for the right half of a frame.
+
+    The window is symmetric about sample P / 2 (P is its period), and neither magnitude nor power
+    depends on where time zero lies. With time zero there, the real part of the DFT sees only the
+    sum of the samples either side, the imaginary part only their difference: half the products.
+    """
+    period = _window_period(cfg)
+    n = np.arange((period + 1) // 2, cfg.window_length)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * n / period)
-    angle = 2 * np.pi / cfg.fft_length * np.outer(n, _filters(cfg)[1])
-    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32) * window[
-        :, None
-    ].astype(np.float32)
+    angle = 2 * np.pi / cfg.fft_length * np.outer(n - period / 2, _filters(cfg)[1])
+    cosine, sine = np.cos(angle) * window[:, None], np.sin(angle) * window[:, None]
+    if period % 2 == 0:
+        cosine[0] *= 0.5  # the middle sample is paired with itself
+    return cosine.astype(np.float32), sine.astype(np.float32)
 
 
-def _spectrum(frames: Array, cfg: LogMelConfig) -> Array:
-    """[B, T, W] -> magnitude or power mel spectrogram [B, T, F]."""
+def _window_period(cfg: LogMelConfig) -> int:
+    return cfg.window_length - (1 if cfg.window == "hann_symmetric" else 0)
+
+
+def _frame_spectrum(frames: Array, cfg: LogMelConfig) -> Array:
+    """Frames [B, T, W] -> magnitude or power mel spectrogram [B, T, F]."""
     if cfg.remove_frame_mean:
         frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
     if cfg.preemphasis:
         previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
         frames = frames - cfg.preemphasis * previous
-    parts = jnp.matmul(frames, _dft(cfg), precision=_PRECISION)
-    bins = parts.shape[-1] // 2
-    power = jnp.square(parts[..., :bins]) + jnp.square(parts[..., bins:])
+    period = _window_period(cfg)
+    half = (period + 1) // 2
+    right = frames[..., half:]
+    left = frames[..., period - cfg.window_length + 1 : period - half + 1][..., ::-1]
+    cosine, sine = _half_dft(cfg)
+    real = jnp.matmul(right + left, cosine, precision=_PRECISION)
+    imaginary = jnp.matmul(right - left, sine, precision=_PRECISION)
+    power = jnp.square(real) + jnp.square(imaginary)
     if cfg.power == 1:
         power = jnp.sqrt(jnp.maximum(power, 1e-30))  # keeps the gradient finite in silence
     return jnp.matmul(power, _filters(cfg)[0], precision=_PRECISION)
@@ -343,111 +270,3 @@ def _to_log(values: Array, cfg: LogMelConfig) -> Array:
     if cfg.log == "ln":
         return jnp.log(values)
     return jnp.log10(values) * (10.0 if cfg.log == "db" else 1.0)
-
-
-_CENTRED = LogMelConfig(
-    sample_rate=32000,
-    window_length=1024,
-    fft_length=1024,
-    hop_length=320,
-    framing="centre_reflect",
-    power=2,
-    num_mels=64,
-    fmin=50.0,
-    fmax=14000.0,
-    mel_scale="slaney",
-    triangle="hz",
-    filter_norm="slaney",
-    log="db",
-    floor=1e-10,
-    floor_mode="max",
-    mean=0.0,
-    std=1.0,
-    padding_log_value=-100.0,
-)
-_LAION = dataclasses.replace(_CENTRED, sample_rate=48000, hop_length=480)
-_M2D = dataclasses.replace(
-    _CENTRED,
-    sample_rate=16000,
-    window_length=400,
-    fft_length=400,
-    hop_length=160,
-    num_mels=80,
-    fmax=8000.0,
-    log="ln",
-    floor=1.1920929e-07,
-    floor_mode="add",
-    mean=-7.1,
-    std=4.2,
-    padding_log_value=-7.1,
-)
-
-FLAVOURS: dict[str, LogMelConfig] = {
-    # gzhu06/Cacophony, src/caco/caco_eval_utils.py (tensorflow-io spectrogram and mel scale);
-    # ln(x + 1e-5) * 0.2 + 0.9, padding patches are zero.
-    "cacophony": LogMelConfig(),
-    # facebookresearch/AudioMAE dataset.py and YuanGongND/ast dataloader.py (torchaudio's Kaldi fbank);
-    # AudioSet statistics. Clips are zero-padded before normalisation, hence padding_log_value 0.
-    "kaldi_fbank": LogMelConfig(
-        window="hann_symmetric",
-        framing="snip_edges",
-        subtract_waveform_mean=True,
-        remove_frame_mean=True,
-        preemphasis=0.97,
-        power=2,
-        fmin=20.0,
-        floor=1.1920929e-07,
-        floor_mode="max",
-        mean=-4.2677393,
-        std=4.5689974,
-        std_multiple=2.0,
-        padding_log_value=0.0,
-    ),
-    # LAION-AI/CLAP htsat.py (torchlibrosa in the model) and laion_clap/training/data.py get_mel.
-    "laion_clap": _LAION,
-    "laion_clap_fusion": dataclasses.replace(_LAION, mel_scale="htk", filter_norm=None),
-    # microsoft/CLAP: 2022 is Cnn14; 2023's HTSAT wrapper keeps the 32 kHz filters for 44.1 kHz audio.
-    "msclap2022": dataclasses.replace(_CENTRED, sample_rate=44100),
-    "msclap2023": dataclasses.replace(_CENTRED, sample_rate=44100, filter_sample_rate=32000),
-    # qiuqiangkong/audioset_tagging_cnn Cnn14 and RetroCirce/HTS-Audio-Transformer.
-    "panns": _CENTRED,
-    "panns_16k": dataclasses.replace(
-        _CENTRED,
-        sample_rate=16000,
-        window_length=512,
-        fft_length=512,
-        hop_length=160,
-        fmax=8000.0,
-    ),
-    "htsat": _CENTRED,
-    # nttcslab/m2d examples/portable_m2d.py (nnAudio); the statistics are the published defaults.
-    "m2d": _M2D,
-    "m2d_32k": dataclasses.replace(
-        _M2D,
-        sample_rate=32000,
-        window_length=800,
-        fft_length=800,
-        hop_length=320,
-        fmax=16000.0,
-    ),
-    # openai/whisper log_mel_spectrogram; large-v3 has num_mels=128.
-    "whisper": LogMelConfig(
-        window_length=400,
-        fft_length=400,
-        framing="centre_reflect",
-        drop_last_frame=True,
-        fixed_samples=480000,
-        power=2,
-        num_mels=80,
-        mel_scale="slaney",
-        triangle="hz",
-        filter_norm="slaney",
-        log="log10",
-        floor=1e-10,
-        floor_mode="max",
-        dynamic_range=8.0,
-        mean=-4.0,
-        std=4.0,
-        padding_log_value=-10.0,
-    ),
-}

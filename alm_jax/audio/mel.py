@@ -14,7 +14,7 @@ MelScale = Literal["htk", "slaney"]
 TriangleShape = Literal["mel", "hz"]
 FilterNorm = Literal["slaney"] | None
 
-# Slaney's Auditory Toolbox scale: linear (200/3 Hz a mel) to 1 kHz, then 27 steps for each factor 6.4.
+# Slaney's Auditory Toolbox: linear (200/3 Hz a mel) to 1 kHz, then 27 steps for each factor 6.4.
 _SLANEY_HZ_PER_MEL = 200.0 / 3.0
 _SLANEY_KNEE_HZ = 1000.0
 _SLANEY_KNEE_MEL = _SLANEY_KNEE_HZ / _SLANEY_HZ_PER_MEL
@@ -92,8 +92,8 @@ def mel_filter_bank(
         norm: None for unit peaks, `'slaney'` for unit area in Hz.
 
     Returns:
-        float64 [fft_length // 2 + 1, num_mels]. The DC row is zero. A triangle narrower than the bin
-        spacing can be empty (band 3 of 128 in AudioMAE's setting); that is kept, not repaired,
+        float64 [fft_length // 2 + 1, num_mels]. The DC row is zero. A triangle narrower than the
+        bin spacing can be empty (band 3 of 128 in AudioMAE's setting); that is kept, not repaired,
         because published checkpoints saw it.
 
     Raises:
