@@ -37,7 +37,13 @@ def grid_size(frames: int, num_mels: int, patch_time: int, patch_freq: int, tail
 
 
 def patchify(
-    mel: jax.Array, num_frames: jax.Array, *, patch_time: int, patch_freq: int, tail: str = "drop"
+    mel: jax.Array,
+    num_frames: jax.Array,
+    *,
+    patch_time: int,
+    patch_freq: int,
+    tail: str = "drop",
+    silence: float = 0.0,
 ) -> Patches:
     """Cuts spectrograms into non-overlapping patches, time outermost, frequency innermost.
 
@@ -49,6 +55,8 @@ def patchify(
       tail: what happens to frames that do not fill a last patch: "drop" them (Cacophony), or
         "keep" them in a patch completed with silence. A clip shorter than one patch always keeps
         that one, since a clip without patches has no embedding.
+      silence: value that completes the last patch where the array ends; the one that `mel` holds
+        past `num_frames`, so that an embedding does not depend on how far its batch was padded.
 
     Returns:
       `Patches` with N = `grid_size(T, F, ...)` and P = patch_time * patch_freq.
@@ -63,11 +71,9 @@ def patchify(
         raise ValueError(f"patches.freq={patch_freq} does not divide the {num_mels} mel bins")
     rows = num_mels // patch_freq
     columns = grid_size(frames, num_mels, patch_time, patch_freq, tail) // rows
-    # The last row of the batch may need silence to complete a patch; repeating the edge would
-    # leak sound into it, so the frames are padded with the minimum that the clip's mel holds.
     wanted = columns * patch_time
     if wanted > frames:
-        mel = jnp.pad(mel, ((0, 0), (0, wanted - frames), (0, 0)), mode="edge")
+        mel = jnp.pad(mel, ((0, 0), (0, wanted - frames), (0, 0)), constant_values=silence)
     mel = mel[:, :wanted]
     grid = mel.reshape(batch, columns, patch_time, rows, patch_freq).transpose(0, 1, 3, 2, 4)
     values = grid.reshape(batch, columns * rows, patch_time * patch_freq)

@@ -1,0 +1,150 @@
+"""Checkpoints of a workdir: state, input position and metadata, saved by orbax in the background."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from alm_jax.errors import UserError
+from alm_jax.train_state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(
+        self, workdir: Path, *, every_steps: int = 1, keep: int = 1, read_only: bool = False
+    ):
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            save_interval_steps=every_steps,
+            max_to_keep=keep,
+            create=not read_only,
+            read_only=read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=options,
+            item_names=("state", "loader", "metadata"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "loader": ocp.JsonCheckpointHandler(),
+                "metadata": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest whole checkpoint; a half-written one does not count."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        loader: dict[str, Any],
+        metadata: dict[str, Any],
+        *,
+        force: bool = False,
+    ) -> bool:
+        """Saves if the step is due (or `force`), in the background; returns whether it does."""
+        if self._manager.latest_step() == step or not (force or self._manager.should_save(step)):
+            return False
+        return self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_as_dict(state)),
+                loader=ocp.args.JsonSave(loader),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+            force=force,
+        )
+
+    def restore(
+        self, shapes: TrainState, shardings: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """State in the given shardings, on however many devices there are, and loader position."""
+        step = self.latest_step if step is None else step
+        target = jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=sharding
+            ),
+            _as_dict(shapes),
+            _as_dict(shardings),
+        )
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), loader=ocp.args.JsonRestore()
+            ),
+        )
+        return TrainState(**{"ema": None, **restored["state"]}), restored["loader"]
+
+    def restore_params(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters to evaluate (the average, where there is one) as numpy, and the metadata.
+
+        Raises:
+          UserError: if there is no whole checkpoint.
+        """
+        step = self.latest_step if step is None else step
+        if step is None:
+            raise UserError(
+                f"{self.directory} holds no finished checkpoint. Train first: "
+                f"alm train --config=... --workdir={self.directory.parent}"
+            )
+        metadata = self._manager.restore(
+            step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        )["metadata"]
+        tree = self._manager.item_metadata(step)["state"]
+        structure = tree.tree if hasattr(tree, "tree") else tree
+        part = "ema" if structure.get("ema") else "params"
+        with ocp.PyTreeCheckpointer() as reader:
+            path = self.directory / str(step) / "state"
+            wanted = {part: jax.tree.map(lambda _: 0, structure[part])}
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=_numpy()), wanted)
+            restored = reader.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted, restore_args=arguments, partial_restore=True
+                ),
+            )
+        return restored[part], metadata
+
+    def wait(self) -> None:
+        """Returns when every save has reached the disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves and releases the manager's threads."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _numpy() -> type:
+    import numpy as np
+
+    return np.ndarray
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    """The state as orbax stores it: no entry for an average that is not kept."""
+    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return tree if state.ema is None else {**tree, "ema": state.ema}
+
+
+def flat_names(params: Any) -> dict[str, Any]:
+    """Dotted name -> leaf, e.g. {"audio.embed.kernel": array}."""
+    return {
+        ".".join(map(str, path)): leaf
+        for path, leaf in nnx.traversals.flatten_mapping(params).items()
+    }
+
+
+def run_metadata(config: ConfigDict, dataset_fingerprint: str) -> dict[str, Any]:
+    """What a checkpoint must say of itself to be used without its run."""
+    return {"config_name": config.name, "dataset_fingerprint": dataset_fingerprint}

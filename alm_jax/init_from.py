@@ -1,0 +1,65 @@
+"""Parameters taken over from another run, such as stage 1's encoder into stage 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from alm_jax.checkpoints import Checkpoints, flat_names
+from alm_jax.errors import UserError
+from alm_jax.train_state import TrainState
+
+
+def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[str]]:
+    """Replaces the parts that `config` names by those of a trained workdir.
+
+    Args:
+      state: the freshly initialised state.
+      config: `workdir` ("" for none) and `parts`, top-level names of the model such as ("audio",).
+
+    Returns:
+      The new state, and the names of the parameters taken over.
+
+    Raises:
+      UserError: if the workdir is missing, or a parameter of a named part is absent, left over or
+        of another shape on either side.
+    """
+    if not config.workdir:
+        return state, []
+    path = Path(config.workdir)
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"init_from.workdir={config.workdir}: there is no {path}/checkpoints")
+    checkpoints = Checkpoints(path, read_only=True)
+    source, _ = checkpoints.restore_params()
+    checkpoints.close()
+    parts = tuple(config.parts)
+    old = {n: v for n, v in flat_names(source).items() if n.split(".")[0] in parts}
+    new = {n: v for n, v in flat_names(state.params).items() if n.split(".")[0] in parts}
+    problems = [f"{n} is only in {path}" for n in old.keys() - new.keys()]
+    problems += [f"{n} is missing in {path}" for n in new.keys() - old.keys()]
+    problems += [
+        f"{n} is {old[n].shape} in {path} but {new[n].shape} here"
+        for n in old.keys() & new.keys()
+        if old[n].shape != new[n].shape
+    ]
+    if not new:
+        problems.append(f"the model has no part named any of {parts}")
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:10])
+        raise UserError(
+            f"init_from.workdir={config.workdir} does not fit model parts {parts}:\n  {shown}\n"
+            "Give the same model.audio, patches and front end as that run."
+        )
+
+    def replace(tree: Any) -> Any:
+        def pick(path, leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            return jax.device_put(old[name], leaf.sharding) if name in old else leaf
+
+        return jax.tree_util.tree_map_with_path(pick, tree)
+
+    ema = None if state.ema is None else replace(state.ema)
+    return state.replace(params=replace(state.params), ema=ema), sorted(old)

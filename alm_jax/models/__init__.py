@@ -1,0 +1,1 @@
+"""Towers, decoders and poolers; `audio_text.AudioTextModel` puts them together from a config."""

@@ -1,0 +1,123 @@
+"""The audio-text model: whichever towers, poolers and decoders the config names, as one module.
+
+Stage 1 of Cacophony has `audio` and `mae_decoder`; stage 2 has `audio`, `text`, their poolers and
+`caption_decoder`. FLAP has all of them. A part the config leaves out (None) does not exist.
+Shapes: B batch, N patches, L tokens, D width, J joint width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from alm_jax.audio.patches import Patches
+from alm_jax.models.audio_vit import AudioViT, MaeDecoder, PatchShape
+from alm_jax.models.layers import linear
+from alm_jax.models.poolers import Pooler
+from alm_jax.models.text_roberta import CaptionDecoder, TextRoberta
+from alm_jax.models.transformer import Cache, TransformerConfig
+
+
+def normalize(x: jax.Array) -> jax.Array:
+    """Unit-norm rows of x [B, J] in float32; source: Cacophony divides by the norm of x + 1e-10."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x + 1e-10, axis=-1, keepdims=True)
+
+
+class AudioTextModel(nnx.Module):
+    """Towers, poolers and decoders of one experiment; see the module docstring."""
+
+    # Parts that a config may leave out.
+    mae_decoder: MaeDecoder | None = None
+    text: TextRoberta | None = None
+    audio_proj: nnx.Linear | None = None
+    caption_decoder: CaptionDecoder | None = None
+
+    def __init__(self, config: ConfigDict, *, vocab_size: int, num_mels: int, rngs: nnx.Rngs):
+        """Builds the parts that `config.model` names.
+
+        Args:
+          config: the whole experiment config; `model` and `patches` are read.
+          vocab_size: rows of the text embedding; 0 if there is no text side.
+          num_mels: mel bins of the front end.
+          rngs: source of the initial parameters.
+        """
+        model = config.model
+        dtype = jnp.dtype(model.dtype)
+        patches = config.patches
+        shape = PatchShape(patches.time * patches.freq, num_mels // patches.freq)
+        audio = TransformerConfig(**model.audio)
+        self.audio = AudioViT(audio, shape, dtype=dtype, rngs=rngs)
+        if model.mae_decoder is not None:
+            self.mae_decoder = MaeDecoder(
+                TransformerConfig(**model.mae_decoder), shape, audio.width, dtype=dtype, rngs=rngs
+            )
+        if model.text is None:
+            return
+        joint = model.embed_dim
+        text = TransformerConfig(**model.text)
+        self.audio_pool = Pooler(
+            width=audio.width, init=audio.init, dtype=dtype, rngs=rngs, **model.audio_pool
+        )
+        if joint != audio.width:
+            self.audio_proj = linear(
+                audio.width, joint, ("embed", None), init=audio.init, dtype=dtype, rngs=rngs
+            )
+        self.text = TextRoberta(text, vocab_size, model.max_positions, dtype=dtype, rngs=rngs)
+        self.text_pool = Pooler(
+            width=text.width, init=text.init, dtype=dtype, rngs=rngs, **model.text_pool
+        )
+        self.text_proj = linear(
+            text.width, joint, ("embed", None), init=text.init, dtype=dtype, rngs=rngs
+        )
+        self.logit_scale = nnx.Param(jnp.asarray(model.logit_scale_init, jnp.float32), axes=())
+        if model.caption_decoder is not None:
+            self.caption_decoder = CaptionDecoder(
+                TransformerConfig(**model.caption_decoder),
+                audio.width,
+                vocab_size,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+    def audio_embedding(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, J] unit-norm float32 embeddings of audio states [B, N, D] with mask [B, N]."""
+        x = self.audio_pool(hidden, mask)
+        return normalize(x if self.audio_proj is None else self.audio_proj(x))
+
+    def text_embedding(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, J] unit-norm float32 embeddings of text states [B, L, D] with mask [B, L]."""
+        return normalize(self.text_proj(self.text_pool(hidden, mask)))
+
+    def embed_audio(self, patches: Patches) -> jax.Array:
+        """[B, J] unit-norm embeddings of clips, without masking."""
+        return self.audio_embedding(self.audio(patches), patches.mask)
+
+    def embed_text(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, J] unit-norm embeddings of token ids [B, L] with mask [B, L]."""
+        return self.text_embedding(self.text(tokens, mask), mask)
+
+    def init_caches(self, audio_hidden: jax.Array, length: int) -> tuple[Cache, Cache]:
+        """Empty caches of text tower and caption decoder for captions of up to `length` tokens."""
+        batch = audio_hidden.shape[0]
+        context = self.caption_decoder.project(audio_hidden)
+        return (
+            self.text.transformer.init_cache(batch, length),
+            self.caption_decoder.transformer.init_cache(batch, length, context),
+        )
+
+    def decode_step(
+        self,
+        token: jax.Array,
+        caches: tuple[Cache, Cache],
+        position: jax.Array,
+        audio_mask: jax.Array,
+    ) -> tuple[jax.Array, tuple[Cache, Cache]]:
+        """Next-token logits [B, V] after token [B, 1] at `position`, and the grown caches."""
+        x, text_cache = self.text.decode(token, caches[0], position)
+        x, decoder_cache = self.caption_decoder.transformer.decode(
+            x, caches[1], position, audio_mask
+        )
+        return self.caption_decoder.logits(x)[:, 0], (text_cache, decoder_cache)

@@ -1,0 +1,124 @@
+"""What objectives read of a batch, each value computed once and only if an objective reads it.
+
+The properties are evaluated while the step is traced, so an objective that is not in the config
+costs nothing, and two objectives that read the same hidden states share one pass.
+Shapes: B batch, S samples, T frames, F mel bins, N patches, L tokens, D width, J joint width.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from alm_jax.audio.augment import AugmentConfig, augment_spectrogram, augment_waveform
+from alm_jax.audio.frontend import LogMelConfig, log_mel, num_frames, pcm_to_float
+from alm_jax.audio.masking import MaskingConfig, View, example_keys, mask_view
+from alm_jax.audio.patches import Patches, patchify
+from alm_jax.models.audio_text import AudioTextModel
+
+
+def spectrogram(
+    audio: jax.Array, audio_length: jax.Array, frontend: LogMelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Log-mel [B, T, F] and frame counts [B] of float32 audio [B, S] in [-1, 1]."""
+    frames = jnp.maximum(num_frames(audio_length, frontend), 1)
+    return log_mel(audio, frontend, length=audio_length), frames
+
+
+def to_patches(
+    mel: jax.Array, frames: jax.Array, config: ConfigDict, frontend: LogMelConfig
+) -> Patches:
+    """Patches of log-mel [B, T, F], as `config.patches` says."""
+    return patchify(
+        mel,
+        frames,
+        patch_time=config.patches.time,
+        patch_freq=config.patches.freq,
+        tail=config.patches.tail,
+        silence=float(frontend.normalise(frontend.padding_log_value)),
+    )
+
+
+class Forward:
+    """The values that objectives share; see the module docstring."""
+
+    def __init__(
+        self,
+        model: AudioTextModel,
+        batch: Mapping[str, jax.Array],
+        config: ConfigDict,
+        key: jax.Array | None,
+    ):
+        """Prepares a pass; nothing is computed yet.
+
+        Args:
+          model: the model with its current parameters.
+          batch: device arrays, see `input_pipeline.loader`.
+          config: the experiment.
+          key: the step's PRNG key; None means evaluation: no masking, dropout or augmentation.
+        """
+        self.model = model
+        self.batch = batch
+        self.config = config
+        self.frontend = LogMelConfig(**config.frontend)
+        self.masking = MaskingConfig(**config.masking)
+        self.key = key
+
+    def key_for(self, name: str) -> jax.Array | None:
+        """A key for one use, independent of the other uses."""
+        if self.key is None:
+            return None
+        return jax.random.fold_in(self.key, zlib.crc32(name.encode()))
+
+    def example_keys(self, name: str) -> jax.Array:
+        """[B] keys for one use; each depends on the step and the example's id alone."""
+        return example_keys(self.key_for(name), self.batch["example_id"])
+
+    @cached_property
+    def mel(self) -> tuple[jax.Array, jax.Array]:
+        """Log-mel [B, T, F] float32 (augmented in training) and frame counts [B]."""
+        audio, length = pcm_to_float(self.batch["audio"]), self.batch["audio_length"]
+        if self.key is None:
+            return spectrogram(audio, length, self.frontend)
+        augment = AugmentConfig(**self.config.augment)
+        audio = augment_waveform(self.example_keys("waveform"), audio, length, augment)
+        mel, frames = spectrogram(audio, length, self.frontend)
+        return augment_spectrogram(self.example_keys("spectrogram"), mel, frames, augment)
+
+    @cached_property
+    def patches(self) -> Patches:
+        """All patches of each clip."""
+        mel, frames = self.mel
+        return to_patches(mel, frames, self.config, self.frontend)
+
+    @cached_property
+    def view(self) -> View:
+        """Visible and dropped patches; in evaluation everything is visible."""
+        if self.key is None:
+            return View(self.patches, None)
+        return mask_view(self.example_keys("masking"), self.patches, self.masking)
+
+    @cached_property
+    def audio_hidden(self) -> jax.Array:
+        """[B, N, D] states of the visible patches."""
+        return self.model.audio(self.view.visible, key=self.key_for("audio"))
+
+    @cached_property
+    def audio_embedding(self) -> jax.Array:
+        """[B, J] unit-norm float32."""
+        return self.model.audio_embedding(self.audio_hidden, self.view.visible.mask)
+
+    @cached_property
+    def text_hidden(self) -> jax.Array:
+        """[B, L, D] states of the tokens."""
+        return self.model.text(self.batch["text"], self.batch["text_mask"], key=self.key_for("text"))
+
+    @cached_property
+    def text_embedding(self) -> jax.Array:
+        """[B, J] unit-norm float32."""
+        return self.model.text_embedding(self.text_hidden, self.batch["text_mask"])

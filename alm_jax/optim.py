@@ -1,0 +1,95 @@
+"""Optimiser and schedule from a config."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from alm_jax.errors import UserError
+
+SCHEDULES = ("cosine", "linear", "constant")
+# Weight decay applies to matrices, as in the papers' recipes: no biases, norms, scalars or tables.
+NOT_DECAYED = re.compile(r"(bias|scale|logit_scale|restore|query|positions(\.freq)?|token_type)$")
+
+
+def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+    """Learning rate of each step: linear warm-up, then the named decay to `end_factor * lr`.
+
+    Args:
+      config: `lr`, `warmup_steps`, `schedule`, `end_factor`.
+      steps: length of the run in steps.
+    """
+    if config.schedule not in SCHEDULES:
+        raise UserError(f"optim.schedule is {config.schedule!r}; it must be one of {SCHEDULES}")
+    if config.warmup_steps >= steps:
+        raise UserError(
+            f"optim.warmup_steps={config.warmup_steps} leaves nothing of train.steps={steps}"
+        )
+    end = config.lr * config.end_factor
+    rest = steps - config.warmup_steps
+    decay = {
+        "cosine": lambda: optax.cosine_decay_schedule(config.lr, rest, config.end_factor),
+        "linear": lambda: optax.linear_schedule(config.lr, end, rest),
+        "constant": lambda: optax.constant_schedule(config.lr),
+    }[config.schedule]()
+    if not config.warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+
+def names(params: Any) -> Any:
+    """A tree like params whose leaves are the dotted names, e.g. audio.embed.kernel."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator="."), params
+    )
+
+
+def multipliers(params: Any, rules: tuple[tuple[str, float], ...]) -> Any:
+    """Learning-rate factor of every parameter: that of the first rule whose regex matches, or 1.
+
+    Raises:
+      UserError: if a rule matches no parameter (most likely a typing error).
+    """
+    used: set[str] = set()
+
+    def factor(name: str) -> float:
+        for pattern, value in rules:
+            if re.search(pattern, name):
+                used.add(pattern)
+                return float(value)
+        return 1.0
+
+    tree = jax.tree.map(factor, names(params))
+    unused = [pattern for pattern, _ in rules if pattern not in used]
+    if unused:
+        known = sorted({name.split(".")[0] for name in jax.tree.leaves(names(params))})
+        raise UserError(f"optim.lr_multipliers: {unused} match no parameter; parts are {known}")
+    return tree
+
+
+def make_optimizer(config: ConfigDict, steps: int, params: Any) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping, decoupled decay on matrices and per-parameter rates.
+
+    Args:
+      config: `lr b1 b2 eps weight_decay clip_norm lr_multipliers` and the schedule's fields.
+      steps: length of the run in steps.
+      params: the parameters or their shapes; only names are read.
+    """
+    decayed = jax.tree.map(lambda name: NOT_DECAYED.search(name) is None, names(params))
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += [
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    ]
+    if config.lr_multipliers:
+        factors = multipliers(params, tuple(tuple(rule) for rule in config.lr_multipliers))
+        parts.append(
+            optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+        )
+    return optax.chain(*parts)

@@ -1,0 +1,50 @@
+"""The device mesh: axes `data`, `fsdp`, `tensor`, one of which may be -1 (what is left)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from alm_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh of `config.mesh`.
+
+    Args:
+      config: `data`, `fsdp`, `tensor`: device counts; at most one may be -1.
+      devices: the devices to use; default all.
+
+    Returns:
+      A mesh with automatic axes, so that the compiler propagates shardings.
+
+    Raises:
+      UserError: if the sizes do not multiply to the number of devices.
+    """
+    count = len(devices) if devices is not None else jax.device_count()
+    sizes = [int(config[axis]) for axis in AXES]
+    shown = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1:
+        raise UserError(f"{shown}: only one axis may be -1")
+    rest = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and rest > 0 and count % rest == 0:
+        sizes[sizes.index(-1)] = count // rest
+    if math.prod(sizes) != count:
+        raise UserError(f"{shown} needs {rest} devices or a divisor of them, there are {count}")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch spread over `data` and `fsdp`."""
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())

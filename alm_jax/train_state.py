@@ -1,0 +1,106 @@
+"""The training state, a pure pytree, and its initialisation straight into its shards."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from alm_jax.audio.frontend import LogMelConfig
+from alm_jax.models.audio_text import AudioTextModel
+from alm_jax.optim import make_optimizer
+from alm_jax.parallel.mesh import replicated
+from alm_jax.parallel.sharding import param_shardings
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a step changes.
+
+    Attributes:
+      step: int32 scalar, steps taken.
+      params: nested dict of parameters.
+      opt_state: optax state.
+      ema: moving average of params, or None if `optim.ema_decay` is 0.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and export."""
+        return self.params if self.ema is None else self.ema
+
+
+class Setup(NamedTuple):
+    """What stays fixed during a run.
+
+    Attributes:
+      graph: the model's structure; `nnx.merge(graph, params)` gives the model.
+      optimizer: the optax transformation.
+      shapes: TrainState of ShapeDtypeStruct.
+      shardings: TrainState of shardings.
+    """
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    shapes: TrainState
+    shardings: TrainState
+
+
+def build_model(config: ConfigDict, vocab_size: int, seed: int) -> AudioTextModel:
+    """The model of a config with freshly drawn parameters."""
+    return AudioTextModel(
+        config,
+        vocab_size=vocab_size,
+        num_mels=LogMelConfig(**config.frontend).num_mels,
+        rngs=nnx.Rngs(params=seed),
+    )
+
+
+def model_graph(config: ConfigDict, vocab_size: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and abstract parameters; allocates nothing."""
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: build_model(config, vocab_size, 0)))
+    return graph, abstract
+
+
+def make_setup(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Setup:
+    """Structure, optimiser, shapes and shardings of a run; allocates nothing."""
+    graph, abstract = model_graph(config, vocab_size)
+    params = nnx.to_pure_dict(abstract)
+    optimizer = make_optimizer(config.optim, config.train.steps, params)
+    of_params = param_shardings(abstract, mesh)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    of_opt = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        opt_state,
+        of_params,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    ema = params if config.optim.ema_decay else None
+    return Setup(
+        graph,
+        optimizer,
+        TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, ema),
+        TrainState(replicated(mesh), of_params, of_opt, of_params if ema is not None else None),
+    )
+
+
+def init_state(config: ConfigDict, vocab_size: int, setup: Setup) -> TrainState:
+    """Draws the parameters from `config.seed`; every array is created in its shards."""
+
+    def init() -> TrainState:
+        params = nnx.to_pure_dict(nnx.state(build_model(config, vocab_size, config.seed)))
+        ema = jax.tree.map(jnp.copy, params) if config.optim.ema_decay else None
+        return TrainState(jnp.zeros((), jnp.int32), params, setup.optimizer.init(params), ema)
+
+    return jax.jit(init, out_shardings=setup.shardings)()

@@ -1,0 +1,137 @@
+"""Fields that every experiment has, with their units; a config starts from here and changes some.
+
+Sizes end in their unit: `_steps`, `_seconds`. Everything that is drawn follows from `seed`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """The defaults; not an experiment by itself: `model` and `objectives` are empty."""
+    c = ConfigDict()
+    c.name = ""
+    c.seed = 0
+
+    c.data = ConfigDict()
+    c.data.dir = "data/opensounds/default"  # a TFDS dataset made by `alm prepare`
+    c.data.train_split = "train"
+    c.data.eval_split = "validation"  # "" for no evaluation during training
+    c.data.batch_size = 256  # clips in a global batch
+    c.data.sample_rate = 16000  # Hz
+    c.data.max_seconds = 10.0  # longer clips are cropped
+    c.data.max_text_length = 64  # tokens, with bos and eos
+    c.data.read_threads = 2
+    c.data.num_workers = 0  # processes; 0 reads in threads of the main one
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.path = ""  # a sentencepiece model; "" trains one on the training captions
+    c.tokenizer.model_type = "unigram"
+    c.tokenizer.vocab_size = 8000
+    c.tokenizer.character_coverage = 0.9995
+
+    c.frontend = ConfigDict()  # fields of alm_jax.audio.frontend.LogMelConfig; defaults: Cacophony
+    c.patches = ConfigDict()
+    c.patches.time = 16  # frames
+    c.patches.freq = 16  # mel bins
+    c.patches.tail = "drop"  # frames that fill no patch: "drop" (official) or "keep"
+    c.masking = ConfigDict()
+    c.masking.kind = "random"
+    c.masking.ratio = 0.0  # share of patches dropped in training
+    c.masking.budget = 0  # patches a clip takes part with in training; 0: all
+    c.augment = ConfigDict()  # fields of alm_jax.audio.augment.AugmentConfig; defaults: off
+
+    c.model = ConfigDict()
+    c.model.dtype = "float32"  # matmul inputs; parameters are float32
+    c.model.audio = None
+    c.model.mae_decoder = None
+    c.model.text = None
+    c.model.caption_decoder = None
+
+    c.objectives = ConfigDict()
+
+    c.optim = ConfigDict()
+    c.optim.lr = 1e-3
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 100
+    c.optim.end_factor = 0.0  # last learning rate as a share of lr
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.05
+    c.optim.clip_norm = 1.0  # 0: no clipping
+    c.optim.ema_decay = 0.0  # 0: evaluate the last parameters, not their average
+    c.optim.lr_multipliers = ()  # (("^audio", 0.5), ...): first match counts
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
+    c.init_from = ConfigDict()
+    c.init_from.workdir = ""
+    c.init_from.parts = ("audio",)
+
+    c.train = ConfigDict()
+    c.train.steps = 1000
+    c.train.log_every_steps = 10
+    c.train.save_every_steps = 500
+    c.train.keep = 1  # checkpoints kept
+
+    c.eval = ConfigDict()
+    c.eval.every_steps = 0  # 0: only after the last step
+    c.eval.batch_size = 128
+    c.eval.bucket_seconds = (10.0,)  # clips are padded to the shortest that fits
+    return c
+
+
+def transformer(width, depth, heads, **fields) -> ConfigDict:
+    """A stack; see alm_jax.models.transformer.TransformerConfig for the other fields."""
+    c = ConfigDict(dict(width=width, depth=depth, heads=heads, mlp_dim=4 * width))
+    c.activation = "gelu"
+    c.norm = "pre"
+    c.eps = 1e-6
+    c.causal = False
+    c.cross = False
+    c.dropout = 0.0
+    c.drop_path = 0.0
+    c.init = "lecun"
+    c.remat = "none"
+    c.unroll = 1
+    c.update(fields)
+    return c
+
+
+def stage1(c: ConfigDict, audio: ConfigDict, decoder: ConfigDict) -> ConfigDict:
+    """Turns c into a masked autoencoder (Cacophony's stage 1): 80 % of the patches dropped."""
+    c.model.audio = audio
+    c.model.mae_decoder = decoder
+    c.masking.ratio = 0.8
+    c.objectives.reconstruction = ConfigDict(dict(weight=1.0, normalize_target=False))
+    return c
+
+
+def stage2(
+    c: ConfigDict, audio: ConfigDict, text: ConfigDict, decoder: ConfigDict, pool_heads: int
+) -> ConfigDict:
+    """Turns c into contrastive + captioning (Cacophony's stage 2)."""
+    c.model.audio = audio
+    c.model.audio_pool = ConfigDict(dict(kind="attention", heads=pool_heads, output=True))
+    c.model.text = text
+    c.model.text_pool = ConfigDict(dict(kind="attention", heads=1, output=False))
+    c.model.max_positions = 512
+    c.model.embed_dim = audio.width
+    c.model.logit_scale_init = 2.0  # log space; no clamp in the official code
+    c.model.caption_decoder = decoder
+    c.objectives.contrastive = ConfigDict(
+        dict(
+            weight=1.0,
+            reduction="sum",
+            max_logit_scale=0.0,
+            ignore_same_caption=False,
+            label_smoothing=0.0,
+        )
+    )
+    c.objectives.captioning = ConfigDict(
+        dict(weight=1.0, reduction="positions", label_smoothing=0.0)
+    )
+    return c
