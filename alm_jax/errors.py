@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class ConfigError(UserError):
+    """A config that cannot be found or read, an unknown key, or a value of the wrong type."""
+
+
 def closest(word: str, options: Iterable[str], limit: int = 3) -> list[str]:
     """Returns up to `limit` of `options` that resemble `word`, best first."""
     return difflib.get_close_matches(word, list(options), n=limit, cutoff=0.6)
