@@ -196,7 +196,8 @@ def caption_metrics(
     if missing:
         raise UserError(f"{len(missing)} clips have no reference caption, first clip {missing[0]}")
     # Shuffles start from a sorted list, so that the order of the clips changes no number.
-    clips = sorted(zip(map(tokenise, candidates), (sorted(map(tokenise, t)) for t in texts)))
+    words = [sorted(map(tokenise, several)) for several in texts]
+    clips = sorted(zip(map(tokenise, candidates), words, strict=True))
     said, refs = [list(column) for column in zip(*clips, strict=True)]
     values = _all_metrics(said, refs)
     generator = np.random.default_rng(0)
@@ -239,10 +240,9 @@ class _Vector:
         pairs = zip(self.weights, reference.weights, self.norms, reference.norms, strict=True)
         for mine, theirs, norm, their_norm in pairs:
             if norm and their_norm:
-                shared = math.fsum(
-                    min(w, theirs[g]) * theirs[g] for g, w in mine.items() if g in theirs
-                )
-                total += shared / (norm * their_norm)
+                shared = mine.keys() & theirs.keys()
+                dot = math.fsum(min(mine[gram], theirs[gram]) * theirs[gram] for gram in shared)
+                total += dot / (norm * their_norm)
         difference = self.bigrams - reference.bigrams
         return total / MAX_N * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
 

@@ -208,9 +208,9 @@ def _count_at_least(
             here = firsts[single]
             found[here] += (block[single] >= thresholds[here, None]).sum(axis=1)
         for row in several:
-            here = slice(firsts[row], firsts[row] + counts[row])
+            own = slice(firsts[row], firsts[row] + counts[row])
             in_order = np.sort(block[row])
-            found[here] += len(in_order) - np.searchsorted(in_order, thresholds[here], side="left")
+            found[own] += len(in_order) - np.searchsorted(in_order, thresholds[own], side="left")
     return found
 
 

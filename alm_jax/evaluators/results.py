@@ -69,7 +69,7 @@ def flatten_results(
             missing = [field for field in REQUIRED if field not in row]
             if missing:
                 raise UserError(f"{name} lacks {', '.join(missing)}: every number needs them")
-            flat[name] = {key: _plain(name, key, entry) for key, entry in (common | row).items()}
+            flat[name] = {key: _plain(name, key, entry) for key, entry in {**common, **row}.items()}
     return flat
 
 
@@ -117,9 +117,7 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}): move it away and run again"
-        ) from error
+        raise UserError(f"{path} is not JSON ({error}): move it away and run again") from error
     if not isinstance(content, dict) or not all(isinstance(row, dict) for row in content.values()):
         raise UserError(f"{path} is not a results file (name -> row): move it away and run again")
     return content
@@ -154,15 +152,13 @@ def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     widths = {column: max(len(line[column]) for line in lines) for column in used}
     left = {0, len(header) - 1}
-    table = [
-        "  ".join(
-            line[column].ljust(widths[column])
-            if column in left
-            else line[column].rjust(widths[column])
-            for column in used
-        ).rstrip()
-        for line in lines
-    ]
+    table = []
+    for line in lines:
+        cells = [
+            line[column].ljust(width) if column in left else line[column].rjust(width)
+            for column, width in widths.items()
+        ]
+        table.append("  ".join(cells).rstrip())
     table.insert(1, "  ".join("-" * widths[column] for column in used))
     notes = sorted({str(row["protocol"]) for row in results.values() if row.get("protocol")})
     return "\n".join(table + [f"  {note}" for note in notes])

@@ -33,11 +33,8 @@ def naive(audio, text, right, tolerance=1e-6):
         ]
         first, gained = None, 0.0
         for t, item in enumerate(sorted(answers, key=lambda j: -cosine[j]), 1):
-            wrong = [
-                j
-                for j in range(len(text))
-                if j not in answers and cosine[j] >= cosine[item] - tolerance
-            ]
+            limit = cosine[item] - tolerance
+            wrong = [j for j in range(len(text)) if j not in answers and cosine[j] >= limit]
             rank = t + len(wrong)
             first = first or rank
             gained += t / rank if rank <= 10 else 0.0
