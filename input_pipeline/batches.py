@@ -1,0 +1,177 @@
+"""What a batch holds: functions from a step's number to this host's rows, and nothing else.
+
+A batch is a dict of numpy arrays; B rows are this host's share, S and L are static.
+  audio         int16 [B, S]  zero padded; S = round(max_seconds * sample_rate)
+  audio_length  int32 [B]     valid samples, at least 1
+  text          int32 [B, L]  token ids, zero padded
+  text_mask     bool  [B, L]  True on bos, pieces and eos
+  example_id    int32 [B]     index in the split; in a mixture, counted on over the sources
+Evaluation batches add
+  _mask         bool  [B]     False on padding rows: one silent sample, an empty caption, id -1
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from input_pipeline.loader_config import LoaderConfig
+from input_pipeline.sources import Source
+
+Batch = dict[str, np.ndarray]
+
+
+class Encoder(Protocol):
+    """What the loader asks of a tokenizer (`input_pipeline.text.Tokenizer` is one)."""
+
+    def encode(
+        self, caption: str, max_length: int, *, sample_alpha: float = 0.0, seed: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ids int32 [L] and mask bool [L]."""
+        ...
+
+
+class TrainBatches:
+    """Step number -> this host's rows of that step's training batch.
+
+    Step n of a global batch of B takes positions n*B ... n*B + B - 1 of an endless shuffled order.
+    Order, crop, caption draw and subword draw depend on (seed, source, epoch, example) alone, so
+    that hosts, workers and restarts cannot change them. Pickles to worker processes.
+    """
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        opened: Sequence[Source],
+        tokenizer: Encoder,
+        seed: int,
+        rows: range,
+    ) -> None:
+        self._config = config
+        self._sources = opened
+        self._offsets = np.cumsum([0, *map(len, opened)]).tolist()
+        self._tokenizer = tokenizer
+        self._rows = rows
+        # A hash of the seed: grain adds the epoch to its shuffle seed, so that seed 1 would
+        # otherwise begin with the second epoch of seed 0.
+        words = np.random.SeedSequence(seed % 2**64).generate_state(2 + len(opened), np.uint32)
+        self._key = words[:2].astype(np.uint64)
+        orders = [
+            grain.MapDataset.range(len(source))
+            .map_with_index(_Visit(number, len(source)))
+            .shuffle(seed=int(words[2 + number]))
+            .repeat()
+            for number, source in enumerate(opened)
+        ]
+        weights = [weight for _, weight in config.mixture]
+        self._order = grain.MapDataset.mix(orders, weights) if len(orders) > 1 else orders[0]
+
+    def __call__(self, step: int) -> Batch:
+        """Builds one batch; a pure function of `step`."""
+        config = self._config
+        batch = _empty_batch(len(self._rows), config.num_samples, config.max_text_length)
+        first = step * config.batch_size
+        for row, position in enumerate(self._rows):
+            number, epoch, index = self._order[first + position]
+            audio, captions = self._sources[number].audio_and_captions(index)
+            # A counter-based generator: every (source, epoch, example) has a stream of its own.
+            counter = np.array([0, index, epoch, number], np.uint64)
+            rng = np.random.Generator(np.random.Philox(counter=counter, key=self._key))
+            start = int(rng.random() * (max(0, len(audio) - config.num_samples) + 1))
+            caption = captions[int(rng.random() * len(captions))] if captions else ""
+            text, mask = self._tokenizer.encode(
+                caption, config.max_text_length, sample_alpha=config.text_sample_alpha, seed=rng
+            )
+            _fill_row(batch, row, audio[start:], text, mask, self._offsets[number] + index)
+        return batch
+
+
+class _Visit:
+    """Notes, for one source, which epoch a position of the endless order belongs to."""
+
+    def __init__(self, source: int, length: int) -> None:
+        self._source = source
+        self._length = length
+
+    def __call__(self, position: int, index: int) -> tuple[int, int, int]:
+        return self._source, position // self._length, index
+
+
+class EvalBatches:
+    """Step number -> this host's rows of that step's evaluation batch.
+
+    `len()` is the number of steps, the same on every host. Clips are grouped by the shortest of
+    `bucket_samples` that holds them, ascending; within a group they keep the order of the split.
+    """
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        opened: Sequence[Source],
+        tokenizer: Encoder,
+        batch_size: int,
+        rows: range,
+        bucket_samples: Sequence[int],
+    ) -> None:
+        self._config = config
+        self._sources = opened
+        self._offsets = np.cumsum([0, *map(len, opened)])
+        self._tokenizer = tokenizer
+        self._num_rows = len(rows)
+        longest = config.num_samples
+        sizes = np.unique([min(samples, longest) for samples in [*bucket_samples, longest]])
+        if len(sizes) > 1:
+            lengths = np.concatenate([source.lengths for source in opened])
+            group = np.searchsorted(sizes, np.minimum(lengths, longest))
+        else:  # no need to read the split for its lengths
+            group = np.zeros(self._offsets[-1], np.int64)
+        self._plan = []
+        for number, size in enumerate(sizes.tolist()):
+            ids = np.flatnonzero(group == number)
+            for start in range(0, len(ids), batch_size):
+                share = ids[start : start + batch_size][rows.start : rows.stop]
+                self._plan.append((size, share))
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __call__(self, step: int) -> Batch:
+        """Builds one batch; a pure function of `step`."""
+        num_samples, ids = self._plan[step]
+        length = self._config.max_text_length
+        batch = _empty_batch(self._num_rows, num_samples, length)
+        batch["_mask"] = np.arange(self._num_rows) < len(ids)
+        for row, example_id in enumerate(ids.tolist()):
+            number = int(np.searchsorted(self._offsets, example_id, side="right")) - 1
+            index = example_id - int(self._offsets[number])
+            audio, captions = self._sources[number].audio_and_captions(index)
+            text, mask = self._tokenizer.encode(captions[0] if captions else "", length)
+            _fill_row(batch, row, audio, text, mask, example_id)
+        # Something a model can run on: attention over no token at all would give NaN.
+        batch["text"][len(ids) :], batch["text_mask"][len(ids) :] = self._tokenizer.encode(
+            "", length
+        )
+        return batch
+
+
+def _empty_batch(num_rows: int, num_samples: int, max_text_length: int) -> Batch:
+    return {
+        "audio": np.zeros((num_rows, num_samples), np.int16),
+        "audio_length": np.ones(num_rows, np.int32),
+        "text": np.zeros((num_rows, max_text_length), np.int32),
+        "text_mask": np.zeros((num_rows, max_text_length), bool),
+        "example_id": np.full(num_rows, -1, np.int32),
+    }
+
+
+def _fill_row(
+    batch: Batch, row: int, audio: np.ndarray, text: np.ndarray, mask: np.ndarray, example_id: int
+) -> None:
+    """Writes one example; audio beyond the row is cut, none at all counts as one silent sample."""
+    audio = audio[: batch["audio"].shape[1]]
+    batch["audio"][row, : len(audio)] = audio
+    batch["audio_length"][row] = max(1, len(audio))
+    batch["text"][row] = text
+    batch["text_mask"][row] = mask
+    batch["example_id"][row] = example_id

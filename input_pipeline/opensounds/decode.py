@@ -1,0 +1,155 @@
+"""Decodes the recordings of a tier once, over worker processes, into one scratch file of int16 PCM.
+
+Processes and not threads: libsndfile calls back into Python to read ogg from memory, so threads do not overlap. The
+parent reads the archives front to back and hands batches of encoded files to the workers.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from input_pipeline import audio_files
+from input_pipeline.opensounds import archives, soundfont
+from input_pipeline.opensounds.index import Row
+
+_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Where one decoded recording lies in the scratch file (both in samples)."""
+
+    start: int
+    length: int
+
+
+@dataclasses.dataclass
+class Decoded:
+    """What came out of the packages.
+
+    Attributes:
+      pcm_file: scratch file, int16 PCM at 16 kHz, one clip behind the other.
+      clips: (package, path) -> place in the file.
+      skipped: (package, path, reason, detail) of everything in the index that gave no clip.
+      damaged: package name -> what is wrong with its archive.
+      seconds: wall time taken.
+    """
+
+    pcm_file: Path
+    clips: dict[tuple[str, str], Clip] = dataclasses.field(default_factory=dict)
+    skipped: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+Job = tuple[str, str, bytes]
+Result = tuple[str, str, bytes, str, str]
+
+
+def _finish(package: str, path: str, audio: np.ndarray) -> Result:
+    if audio_files.is_silent(audio):
+        return package, path, b"", "silent", "no sample differs from zero"
+    return package, path, audio_files.to_int16(audio).tobytes(), "", ""
+
+
+def _decode_files(jobs: list[Job]) -> list[Result]:
+    results = []
+    for package, path, data in jobs:
+        try:
+            results.append(_finish(package, path, audio_files.read_audio(data, name=path)))
+        except audio_files.AudioError as error:
+            results.append((package, path, b"", error.reason, error.detail))
+    return results
+
+
+def _render_notes(package: str, archive: Path, paths: list[str]) -> list[Result]:
+    font = soundfont.load(archive, paths[0].partition("#")[0])
+    return [_finish(package, path, soundfont.render(font, soundfont.parse_note(path))) for path in paths]
+
+
+def _batches(package: str, archive: Path, rows: list[Row], decoded: Decoded) -> Iterator[tuple]:
+    """Work items of one package; a damaged archive ends them and is remembered."""
+    notes = sorted({row.path for row in rows if row.is_note})
+    for start in range(0, len(notes), _BATCH):
+        yield _render_notes, package, archive, notes[start : start + _BATCH]
+    jobs: list[Job] = []
+    try:
+        for path, data in archives.read_members(archive, {row.path for row in rows if not row.is_note}):
+            jobs.append((package, path, data))
+            if len(jobs) == _BATCH:
+                yield _decode_files, jobs
+                jobs = []
+    except archives.ArchiveError as error:
+        decoded.damaged[package] = str(error)
+    if jobs:
+        yield _decode_files, jobs
+
+
+def _in_order(work: Iterable[tuple], workers: int) -> Iterator[list[Result]]:
+    """Runs work items on ``workers`` processes (0: here), few enough at a time to bound memory; results in order."""
+    if workers == 0:
+        for function, *arguments in work:
+            yield function(*arguments)
+        return
+    # spawn: forking a process that has started JAX or gRPC threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: collections.deque[Future[list[Result]]] = collections.deque()
+        try:
+            for function, *arguments in work:
+                waiting.append(pool.submit(function, *arguments))
+                if len(waiting) >= 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def decode(rows: Iterable[Row], located: dict[str, Path], pcm_file: Path, *, workers: int = 2) -> Decoded:
+    """Decodes every recording of ``rows`` whose package is in ``located``.
+
+    Args:
+      rows: index rows; rows of one file share one clip.
+      located: package name -> archive.
+      pcm_file: scratch file to write.
+      workers: worker processes; 0 decodes in this process.
+    """
+    begin = time.perf_counter()
+    decoded = Decoded(pcm_file)
+    by_package: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.package in located:
+            by_package.setdefault(row.package, []).append(row)
+    wanted = {(row.package, row.path) for rows in by_package.values() for row in rows}
+    work = itertools.chain.from_iterable(
+        _batches(package, located[package], package_rows, decoded) for package, package_rows in by_package.items()
+    )
+    position = 0
+    skipped: dict[tuple[str, str], tuple[str, str]] = {}
+    with pcm_file.open("wb") as out, tqdm(total=len(wanted), desc="decoding", unit="clip") as progress:
+        for results in _in_order(work, workers):
+            for package, path, pcm, reason, detail in results:
+                if reason:
+                    skipped[package, path] = (reason, detail)
+                else:
+                    out.write(pcm)
+                    decoded.clips[package, path] = Clip(position, len(pcm) // 2)
+                    position += len(pcm) // 2
+            progress.update(len(results))
+    for package, path in sorted(wanted - decoded.clips.keys()):
+        gone = ("gone", "not in this version of the package" if package not in decoded.damaged else "archive damaged")
+        decoded.skipped.append((package, path, *skipped.get((package, path), gone)))
+    decoded.seconds = time.perf_counter() - begin
+    return decoded
