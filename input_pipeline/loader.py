@@ -7,7 +7,6 @@ has such a state too, but deals the rows out in turn, which permutes the global 
 number of hosts changes.
 """
 
-import numbers
 import os
 import threading
 import time
@@ -108,10 +107,10 @@ class TrainLoader(Iterator[Batch]):
         dataset, the seed and the batch size must not.
         """
         step = state.get(_STATE_KEY)
-        if not isinstance(step, numbers.Integral) or not 0 <= step < _MAX_STEPS:
+        if not isinstance(step, int) or not 0 <= step < _MAX_STEPS:
             raise ValueError(f"loader state {dict(state)!r}: needs {_STATE_KEY!r}, an integer >= 0")
         self._stop()
-        self._next_step = int(step)
+        self._next_step = step
 
     def close(self) -> None:
         """Ends threads and worker processes; the loader gives no more batches."""

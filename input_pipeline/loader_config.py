@@ -1,7 +1,6 @@
 """The fields of `config.data` that the loader reads, checked, and the datasets they name."""
 
 import dataclasses
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,10 +51,11 @@ class LoaderConfig:
 
     def __post_init__(self) -> None:
         for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < lowest:
+            value: Any = getattr(self, name)
+            if not isinstance(value, int) or value < lowest:
                 raise UserError(f"config.data.{name}={value!r}: must be a whole number >= {lowest}")
-        if not isinstance(self.max_seconds, numbers.Real) or self.num_samples < 1:
+        seconds: Any = self.max_seconds
+        if not isinstance(seconds, int | float) or self.num_samples < 1:
             raise UserError(
                 f"config.data.max_seconds={self.max_seconds!r}: must be a number of seconds, at"
                 f" least one sample at {self.sample_rate} Hz"

@@ -135,7 +135,7 @@ class Source(Sequence[dict[str, Any]]):
             if name == "audio":
                 continue
             kind = features[name].WhichOneof("kind")
-            values: Sequence[Any]
+            values: Any
             if kind == "bytes_list":
                 values = _texts(features[name])
             else:
@@ -227,8 +227,8 @@ def _checked_features(path: str, builder: Any) -> tuple[str, frozenset[str]]:
     file_format = builder.info.file_format
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
-            f"{path} is stored as {file_format.value if file_format else 'nothing known'}: no random"
-            " access; build it again with file_format='array_record'"
+            f"{path} is stored as {file_format.value if file_format else 'nothing known'}: no"
+            " random access; build it again with file_format='array_record'"
         )
     features = dict(builder.info.features or {})
     missing = [name for name in ("audio", "text") if name not in features]
