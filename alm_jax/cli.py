@@ -10,13 +10,14 @@ import importlib
 import importlib.util
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from alm_jax import __version__, errors
 
-# Verb -> module with `main(argv) -> int`, in the order of a project's life. A verb is listed and
-# accepted once its module exists; its one-line help is the first line of the module's docstring.
+# Verb -> module, in the order of a project's life. A verb is listed and accepted once its module
+# defines `main(argv) -> int`; its one-line help is the first line of the module's docstring.
 MODULES = {
     "quickstart": "alm_jax.quickstart",
     "prepare": "input_pipeline.prepare",
@@ -31,6 +32,8 @@ MODULES = {
     "inspect": "alm_jax.inspect",
     "ablation": "alm_jax.ablation",
 }
+
+_MAIN = re.compile(r"^def main\(", re.MULTILINE)
 
 _USER_OS_ERRORS = (
     FileExistsError,
@@ -49,7 +52,7 @@ def verbs() -> dict[str, pathlib.Path]:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             path = pathlib.Path(folder) / f"{name}.py"
-            if path.is_file():
+            if path.is_file() and _MAIN.search(path.read_text(encoding="utf-8")):
                 found[verb] = path
     return found
 

@@ -408,10 +408,9 @@ def test_text_has_one_sorted_line_a_leaf():
 def test_train_arguments(config_file):
     """`alm train` takes its flags in any order, with = or a space."""
     spec = f"{config_file}:tiny"
-    args = config_lib.parse_train_argv(
-        ["--config.optim.lr=1", "--workdir", "runs/x", f"--config={spec}", "config.name=n"]
-        + ["--config.seed", "-3"]
-    )
+    argv = ["--config.optim.lr=1", "--workdir", "runs/x", f"--config={spec}", "config.name=n"]
+    argv += ["--config.seed", "-3"]
+    args = config_lib.parse_train_argv(argv)
     overrides = ("optim.lr=1", "name=n", "seed=-3")
     assert args == config_lib.TrainArgs(load(spec, *overrides), "runs/x", spec, overrides)
 
@@ -419,18 +418,18 @@ def test_train_arguments(config_file):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--config=c", "--wrokdir=x"], "--workdir"),
-        (["--config=c", "--workdir=x", "--wrokdir=x"], "unknown flag --wrokdir; did you mean '--workdir'"),
-        (["--config=c", "--work=x"], "--workdir"),
-        (["--workdir=x"], "--config"),
-        (["--config=c", "--workdir=x", "extra"], "unexpected argument 'extra'"),
-        (["--config=c", "--workdir=x", "--config.seed"], "--config.seed has no value"),
-        (["--config=c", "--workdir=x", "--config.seed", "--config.b=1"], "--config.seed has no value"),
+        ("--config=c --wrokdir=x", "--workdir"),
+        ("--config=c --workdir=x --wrokdir=x", "unknown flag --wrokdir; did you mean '--workdir'"),
+        ("--config=c --work=x", "--workdir"),
+        ("--workdir=x", "--config"),
+        ("--config=c --workdir=x extra", "unexpected argument 'extra'"),
+        ("--config=c --workdir=x --config.seed", "--config.seed has no value"),
+        ("--config=c --workdir=x --config.seed --config.b=1", "--config.seed has no value"),
     ],
-)  # fmt: skip
+)
 def test_wrong_train_flags_exit_with_the_closest_flag(argv, message, capsys):
     """A misspelt --workdir must not train into a folder nobody finds."""
     with pytest.raises(SystemExit) as caught:
-        config_lib.parse_train_argv(argv)
+        config_lib.parse_train_argv(argv.split())
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
