@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags, logging
 
 from alm_jax.errors import UserError
@@ -107,6 +108,8 @@ class TrainLoader(Iterator[Batch]):
         dataset, the seed and the batch size must not.
         """
         step = state.get(_STATE_KEY)
+        if isinstance(step, np.integer):
+            step = int(step)
         if not isinstance(step, int) or not 0 <= step < _MAX_STEPS:
             raise ValueError(f"loader state {dict(state)!r}: needs {_STATE_KEY!r}, an integer >= 0")
         self._stop()
@@ -231,7 +234,7 @@ def _exit_with(parent: int) -> Callable[[int, int], None]:
 
         def watch() -> None:
             while os.getppid() == parent:
-                time.sleep(1.0)
+                time.sleep(0.5)
             os._exit(1)
 
         threading.Thread(target=watch, name="watch-parent", daemon=True).start()
