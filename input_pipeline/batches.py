@@ -17,6 +17,7 @@ import grain
 import numpy as np
 
 from input_pipeline.loader_config import LoaderConfig
+from input_pipeline.shuffle import shuffled_visits
 from input_pipeline.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -58,10 +59,7 @@ class TrainBatches:
         words = np.random.SeedSequence(seed % 2**64).generate_state(2 + len(opened), np.uint32)
         self._key = words[:2].astype(np.uint64)
         orders = [
-            grain.MapDataset.range(len(source))
-            .map_with_index(_Visit(number, len(source)))
-            .shuffle(seed=int(words[2 + number]))
-            .repeat()
+            shuffled_visits(number, len(source), seed=int(words[2 + number]))
             for number, source in enumerate(opened)
         ]
         weights = [weight for _, weight in config.mixture]
@@ -85,17 +83,6 @@ class TrainBatches:
             )
             _fill_row(batch, row, audio[start:], text, mask, self._offsets[number] + index)
         return batch
-
-
-class _Visit:
-    """Notes, for one source, which epoch a position of the endless order belongs to."""
-
-    def __init__(self, source: int, length: int) -> None:
-        self._source = source
-        self._length = length
-
-    def __call__(self, position: int, index: int) -> tuple[int, int, int]:
-        return self._source, position // self._length, index
 
 
 class EvalBatches:

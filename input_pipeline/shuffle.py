@@ -1,0 +1,65 @@
+"""The endless shuffled order of one source: position -> which visit to which example."""
+
+from typing import Any
+
+import grain
+import numpy as np
+
+# Up to here an epoch's order is kept as a list (half a megabyte at most). grain's shuffle keeps
+# none, but walks a cycle through at least 2**16 numbers to find one that is in range: measured
+# 6 microseconds an example for 9,000 examples, 50 for 1,000, 12,000 for 4.
+_LISTED_EXAMPLES = 2**16
+
+
+def shuffled_visits(source: int, num_examples: int, *, seed: int) -> grain.MapDataset:
+    """Returns the endless dataset of visits (source, epoch, index), for `grain.MapDataset.mix`.
+
+    Positions e*n ... e*n + n - 1 visit each of the n examples once, in an order of epoch e's own.
+
+    Args:
+      source: number of the source, handed through.
+      num_examples: n.
+      seed: of the order, 0 ... 2**32 - 1. Neighbouring seeds share orders where n is above 65,536
+        (grain adds the epoch to its seed), so pass a hash.
+    """
+    if num_examples <= _LISTED_EXAMPLES:
+        # The longest length that grain's `repeat` gives a dataset, too.
+        positions = grain.MapDataset.range(2**63 - 1)
+        return positions.map(_ListedOrder(source, num_examples, seed))
+    numbered = grain.MapDataset.range(num_examples).map_with_index(_Visit(source, num_examples))
+    return numbered.shuffle(seed=seed).repeat()
+
+
+class _ListedOrder:
+    """Position -> visit, from a list of the epoch's order."""
+
+    def __init__(self, source: int, num_examples: int, seed: int) -> None:
+        self._source = source
+        self._num_examples = num_examples
+        self._seed = seed
+        # The last even and the last odd epoch: threads that read ahead are in two at a time.
+        self._kept: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __call__(self, position: int) -> tuple[int, int, int]:
+        epoch, place = divmod(position, self._num_examples)
+        kept, order = self._kept.get(epoch % 2, (-1, None))
+        if kept != epoch or order is None:
+            # Raw words, since numpy promises their stream for ever, that of `permutation` not.
+            generator = np.random.Philox(key=self._seed, counter=[0, 0, epoch, 0])
+            order = np.argsort(generator.random_raw(self._num_examples), kind="stable")
+            self._kept[epoch % 2] = epoch, order
+        return self._source, epoch, int(order[place])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
+
+
+class _Visit:
+    """Notes which epoch a position of grain's shuffled order belongs to."""
+
+    def __init__(self, source: int, num_examples: int) -> None:
+        self._source = source
+        self._num_examples = num_examples
+
+    def __call__(self, position: int, index: int) -> tuple[int, int, int]:
+        return self._source, position // self._num_examples, index
