@@ -273,13 +273,16 @@ class Tokenizer:
         # neither repeatable per example nor across threads; its n-best list is a pure function.
         try:
             candidates = self._processor.NBestEncodeAsIds(caption, nbest_size=_SAMPLE_CANDIDATES)
-        except RuntimeError as error:
-            raise UserError(
-                f"sample_alpha={sample_alpha} needs a unigram tokenizer, this one lists no"
-                f" alternatives ({error}); set it to 0 or train with model_type='unigram'"
-            ) from error
+        except RuntimeError:
+            candidates = []
         if not candidates:
-            return []
+            best = self._processor.EncodeAsIds(caption)
+            if best:  # sentencepiece up to 0.2.1 returns no alternatives where later ones raise
+                raise UserError(
+                    f"sample_alpha={sample_alpha} needs a unigram tokenizer, this one lists no"
+                    " alternatives; set it to 0 or train with model_type='unigram'"
+                )
+            return best
         log_likelihood = np.asarray([self._scores[c].sum() for c in candidates])
         weights = np.exp(sample_alpha * (log_likelihood - log_likelihood.max()))
         draw = np.random.default_rng(seed).random() * weights.sum()

@@ -45,6 +45,8 @@ def write_dataset(
     kept = {name: feature for name, feature in (kept | features).items() if feature is not None}
 
     class SmallSounds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        # TFDS looks for files beside the module, and older ones fail on a namespace package.
+        __module__ = "__main__"
         VERSION = tfds.core.Version(version)
         BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=config)]
 
