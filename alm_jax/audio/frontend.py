@@ -123,11 +123,11 @@ def log_mel(audio: Array, cfg: LogMelConfig, *, length: Array | None = None) -> 
     return cfg.normalise(values)
 
 
-def _minimum(length, limit: int):
+def _minimum(length: IntOrArray, limit: int) -> IntOrArray:
     return min(length, limit) if isinstance(length, int) else length.clip(max=limit)
 
 
-def _maximum(length, limit: int):
+def _maximum(length: IntOrArray, limit: int) -> IntOrArray:
     return max(length, limit) if isinstance(length, int) else length.clip(min=limit)
 
 

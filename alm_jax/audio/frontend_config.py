@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, TypeVar
 
 from jax import Array
 
 from alm_jax.audio import mel
+
+Values = TypeVar("Values", float, Array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,7 @@ class LogMelConfig:
         if self.drop_last_frame and self.framing != "centre_reflect":
             raise ValueError("LogMelConfig.drop_last_frame needs framing='centre_reflect'")
 
-    def normalise(self, log_values: Array | float) -> Array | float:
+    def normalise(self, log_values: Values) -> Values:
         """Applies (x - mean) / (std * std_multiple) to log values of any shape."""
         return (log_values - self.mean) / (self.std * self.std_multiple)
 
