@@ -1,4 +1,4 @@
-"""The one place where audio files are decoded: any file libsndfile reads -> mono float32 at one sample rate.
+"""The one place where audio files are decoded: any file libsndfile reads -> mono float32.
 
 What comes out of odd files, everywhere in the project:
 
@@ -11,7 +11,7 @@ zero samples, or ``start_seconds`` beyond ``AudioError`` (``empty``)
 NaN or infinite samples                   ``AudioError`` (``non_finite``)
 damaged in the middle                     what could be decoded before the damage
                                           (``unreadable`` if that is nothing)
-digital silence                           zeros; callers ask ``is_silent``
+silence                                   returned as it is; callers ask ``is_silent``
 one sample                                at least one sample
 10 minutes, 5 to 192 kHz, 1 to 8 channels decoded in blocks, never whole at the file's own rate
 ========================================  =====================================================
@@ -34,13 +34,17 @@ Reason = Literal["missing", "unreadable", "not_audio", "empty", "non_finite"]
 
 SAMPLE_RATE = 16000
 INT16_SCALE = 32767.0
+SILENCE = 2.5e-4
 # 2**18 frames keep the working set below 20 MB even with 8 channels.
 _BLOCK_FRAMES = 1 << 18
 # Beyond these a header is damaged: soxr would be asked for absurd amounts of memory.
 _MIN_RATE, _MAX_RATE = 100, 1_536_000
 
 AUDIO_SUFFIXES = frozenset(
-    ".wav .wave .flac .ogg .oga .opus .mp3 .mp2 .aif .aiff .aifc .au .snd .caf .w64 .rf64 .voc .sf .sd2".split()
+    (
+        *(".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2"),
+        *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".sf", ".sd2"),
+    )
 )
 
 
@@ -61,6 +65,11 @@ class AudioError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.detail} ({self.reason})"
+
+
+def _words(error: Exception) -> str:
+    """The decoder's own words, without soundfile's prefix that names a file object's address."""
+    return str(getattr(error, "error_string", error)).rstrip(".")
 
 
 def _open(source: Path | bytes, name: str) -> soundfile.SoundFile:
@@ -89,7 +98,9 @@ def _open(source: Path | bytes, name: str) -> soundfile.SoundFile:
         return soundfile.SoundFile(handle)
     except (soundfile.LibsndfileError, TypeError) as error:
         # TypeError: a name ending in .raw makes soundfile ask for a sample rate.
-        raise AudioError(name, "not_audio", f"libsndfile cannot decode it: {error}") from error
+        raise AudioError(
+            name, "not_audio", f"libsndfile cannot decode it: {_words(error)}"
+        ) from error
 
 
 def _to_mono(block: np.ndarray) -> np.ndarray:
@@ -104,13 +115,15 @@ def _to_mono(block: np.ndarray) -> np.ndarray:
     return mono
 
 
-def _read_block(file: soundfile.SoundFile, frames: int, name: str, anything_read: bool) -> np.ndarray:
+def _read_block(
+    file: soundfile.SoundFile, frames: int, name: str, anything_read: bool
+) -> np.ndarray:
     try:
         return file.read(frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         if anything_read:
             return np.zeros((0, file.channels), np.float32)
-        raise AudioError(name, "unreadable", f"decoding failed: {error}") from error
+        raise AudioError(name, "unreadable", f"decoding failed: {_words(error)}") from error
 
 
 def read_audio(
@@ -140,7 +153,7 @@ def read_audio(
     if sample_rate <= 0:
         raise ValueError(f"sample_rate={sample_rate}: must be positive (Hz)")
     if start_seconds < 0 or (max_seconds is not None and max_seconds <= 0):
-        raise ValueError(f"start_seconds={start_seconds}, max_seconds={max_seconds}: must not be negative or zero")
+        raise ValueError(f"start_seconds={start_seconds}, max_seconds={max_seconds}: out of range")
     if not isinstance(source, bytes):
         source = Path(source)
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
@@ -151,9 +164,14 @@ def read_audio(
         if start_seconds:
             _skip(file, round(start_seconds * rate), name)
         wanted = None if max_seconds is None else max(1, round(max_seconds * rate))
-        # Only these can hold NaN or infinity; checking every block of the others costs time for nothing.
+        # Only these can hold NaN or infinity; checking every block of the others costs time for
+        # nothing.
         floating = file.subtype in ("FLOAT", "DOUBLE") or file.format in ("MAT4", "MAT5")
-        resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+        resampler = (
+            None
+            if rate == sample_rate
+            else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+        )
         parts: list[np.ndarray] = []
         first: np.float32 | None = None
         while wanted is None or wanted > 0:
@@ -169,7 +187,11 @@ def read_audio(
             parts.append(mono if resampler is None else resampler.resample_chunk(mono))
             wanted = None if wanted is None else wanted - len(block)
     if first is None:
-        raise AudioError(name, "empty", "it has no samples" + (f" after {start_seconds:g} s" if start_seconds else ""))
+        raise AudioError(
+            name,
+            "empty",
+            "it has no samples" + (f" after {start_seconds:g} s" if start_seconds else ""),
+        )
     if resampler is not None:
         parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     audio = np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
@@ -186,7 +208,7 @@ def _skip(file: soundfile.SoundFile, frames: int, name: str) -> None:
             file.seek(min(frames, file.frames))
             return
         except soundfile.LibsndfileError as error:
-            raise AudioError(name, "unreadable", f"seeking failed: {error}") from error
+            raise AudioError(name, "unreadable", f"seeking failed: {_words(error)}") from error
     while frames > 0:
         block = _read_block(file, min(_BLOCK_FRAMES, frames), name, True)
         if len(block) == 0:
@@ -195,16 +217,20 @@ def _skip(file: soundfile.SoundFile, frames: int, name: str) -> None:
 
 
 def to_int16(audio: np.ndarray) -> np.ndarray:
-    """float [S] -> int16 [S], 1.0 -> 32767, rounded, clipped at full scale."""
+    """Turns float [S] into int16 [S], 1.0 -> 32767, rounded, clipped at full scale."""
     return np.rint(np.clip(audio, -1.0, 1.0) * INT16_SCALE).astype(np.int16)
 
 
 def is_silent(audio: np.ndarray) -> bool:
-    """True if no sample of float or int16 ``audio`` [S] would survive as a non-zero int16."""
+    """True if float or int16 ``audio`` [S] stays below -72 dB of full scale (8 int16 steps).
+
+    Real recordings of silence flicker by a step or two; the quietest recording in OpenSounds peaks
+    at -32 dB.
+    """
     if audio.size == 0:
         return True
-    peak = float(np.abs(audio).max()) if audio.dtype.kind == "f" else float(audio.any())
-    return peak * INT16_SCALE < 0.5
+    full_scale = 1.0 if audio.dtype.kind == "f" else INT16_SCALE
+    return float(np.abs(audio.astype(np.float32)).max()) < SILENCE * full_scale
 
 
 def find_audio_files(folder: str | os.PathLike[str]) -> Iterator[Path]:

@@ -1,7 +1,8 @@
 """Reads chosen members of package archives in one pass, without unpacking them to disk.
 
-``.deb`` (an ``ar`` archive with 60-byte headers holding ``data.tar.*``), source archives, npm archives, wheels and zip
-files; a wanted name ``archive#member`` reaches into a zip that lies inside the package.
+``.deb`` (an ``ar`` archive with 60-byte headers holding ``data.tar.*``), source archives, npm
+archives, wheels and zip files; a wanted name ``archive#member`` reaches into a zip that lies inside
+the package.
 """
 
 from __future__ import annotations
@@ -12,21 +13,32 @@ import gzip
 import importlib
 import io
 import lzma
+import re
 import shutil
 import subprocess
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _AR_MAGIC = b"!<arch>\n"
 _READ_BYTES = 1 << 20
 # Decompressing here and not in tarfile: its own stream ends silently where a truncated file ends.
-_DECOMPRESSORS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".tgz": gzip.open}
+_DECOMPRESSORS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".tgz": gzip.open}
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError)
+# Only after an archive's suffix: '#' is also a letter of file names (A#4_light.wav).
+_NESTED = re.compile(r"(.+\.(?:pk3|zip|jar))#(.+)")
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+)
 
 
 class ArchiveError(RuntimeError):
@@ -65,12 +77,14 @@ def _data_member(file: IO[bytes], path: Path) -> tuple[str, int, int]:
                 break
             return name, file.tell(), size
         file.seek(size + size % 2, io.SEEK_CUR)
-    raise ArchiveError(f"{path}: damaged archive (no whole data.tar inside); delete it and fetch it again")
+    raise ArchiveError(
+        f"{path}: damaged archive (no whole data.tar inside); delete it and fetch it again"
+    )
 
 
 @contextlib.contextmanager
 def _zstd_stream(section: IO[bytes], path: Path) -> Iterator[IO[bytes]]:
-    """Decompresses zstd (Ubuntu's packages): Python 3.14's own, zstandard, or dpkg-deb, whichever is there."""
+    """Decompresses zstd (Ubuntu): Python 3.14's own, zstandard or dpkg-deb, as available."""
     for module, opener, error_name in (
         ("compression.zstd", "open", "ZstdError"),
         ("zstandard", "open", "ZstdError"),
@@ -118,14 +132,16 @@ def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _strip_top(name: str, path: Path) -> str:
-    """Member name without ./ and, in source and npm archives, without the version-carrying first folder."""
+    """Member name without ./ and, in source and npm archives, without the first folder."""
     name = name.removeprefix("./").lstrip("/")
     if path.name.endswith((".tar.gz", ".tgz", ".tar.bz2")):
         return name.partition("/")[2]
     return name
 
 
-def _members(path: Path) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarInfo, zipfile.ZipFile | tarfile.TarFile]]:
+def _members(
+    path: Path,
+) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarInfo, zipfile.ZipFile | tarfile.TarFile]]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -146,15 +162,14 @@ def read_members(path: Path, wanted: Iterable[str]) -> Iterator[tuple[str, bytes
       wanted: member names; ``archive#member`` looks into a zip inside the package.
 
     Raises:
-      ArchiveError: the archive is damaged or compressed in a way that nothing here reads. Members before the damage
-        have been yielded by then.
+      ArchiveError: the archive is damaged or compressed in a way that nothing here reads. Members
+        before the damage have been yielded by then.
     """
     plain: set[str] = set()
     nested: dict[str, set[str]] = {}
     for name in wanted:
-        outer, mark, inner = name.partition("#")
-        if mark:
-            nested.setdefault(outer, set()).add(inner)
+        if match := _NESTED.fullmatch(name):
+            nested.setdefault(match[1], set()).add(match[2])
         else:
             plain.add(name)
     try:

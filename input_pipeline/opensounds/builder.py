@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -15,14 +15,16 @@ from input_pipeline.opensounds.decode import Decoded
 VERSION = "1.0.0"
 
 _DESCRIPTION = f"""\
-Sounds that ship inside free-software packages, fetched by package name, each paired with the text that ships beside it.
-One example is one recording with one caption: int16 mono PCM at {SAMPLE_RATE} Hz, full scale 32767. Splits are
-group-wise (see input_pipeline/opensounds/splits.py): no recording, near-duplicate, stamp text or spoken concept lies
-on two sides."""
+Sounds that ship inside free-software packages, fetched by package name, each paired with the text
+that ships beside it. One example is one recording with one caption: int16 mono PCM at {SAMPLE_RATE}
+Hz, full scale 32767. Splits are group-wise (see input_pipeline/opensounds/splits.py): no recording,
+near-duplicate, stamp text or spoken concept lies on two sides."""
 
 FEATURES = {
     # Encoding.BYTES: as tf.Example integers a negative sample would take ten bytes.
-    "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES),
+    "audio": tfds.features.Tensor(
+        shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
+    ),
     "text": tfds.features.Text(doc="caption"),
     "id": tfds.features.Text(doc="unique and stable: package/path"),
     "source": tfds.features.Text(doc="package the recording comes from"),
@@ -31,7 +33,9 @@ FEATURES = {
     "lang": tfds.features.Text(doc="language code of speech, else ''"),
     "label": tfds.features.Text(doc="the package's own name for the recording"),
     "group": tfds.features.Text(doc="split key; equal keys lie on one side"),
-    "zeroshot_label": tfds.features.Text(doc="one of 44 effect classes, a General MIDI instrument, or ''"),
+    "zeroshot_label": tfds.features.Text(
+        doc="one of 44 effect classes, a General MIDI instrument, or ''"
+    ),
 }
 
 
@@ -39,26 +43,24 @@ class OpenSounds(tfds.core.GeneratorBasedBuilder):
     """Writes decoded clips as a TFDS dataset; the config name is the tier."""
 
     name = "opensounds"
-    VERSION = tfds.core.Version(VERSION)
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=tier) for tier in index.TIERS]
+    VERSION = tfds.core.Version(index.VERSION)
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=tier) for tier in index.TIERS]
 
     def __init__(
         self,
         *,
         rows: Sequence[index.Row] = (),
         decoded: Decoded | None = None,
-        licences: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Makes the builder.
 
         Args:
           rows: index rows of the tier.
-          decoded: their recordings; needed for writing only.
-          licences: package name -> licence.
+          decoded: their recordings and licences; needed for writing only.
           **kwargs: TFDS's own (``config``, ``data_dir``, ``file_format``).
         """
-        self._rows, self._decoded, self._licences = rows, decoded, licences or {}
+        self._rows, self._decoded = rows, decoded
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -85,7 +87,7 @@ class OpenSounds(tfds.core.GeneratorBasedBuilder):
                     "text": captions.caption(row),
                     "id": example_id,
                     "source": row.package,
-                    "licence": self._licences.get(row.package, ""),
+                    "licence": self._decoded.licences[row.package],
                     "kind": row.kind,
                     "lang": row.lang,
                     "label": row.label,

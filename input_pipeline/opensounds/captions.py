@@ -49,8 +49,8 @@ CONCEPT_PACKAGES = frozenset(("ktuberling-data", "hedgewars-data"))
 def caption(row: Row) -> str:
     """The training caption of a row.
 
-    Speech reads ``a person says in French: Un bison.``, or ``a person says in Catalan the word for: ball`` where only
-    the English concept is known; everything else is the row's own text.
+    Speech reads ``a person says in French: Un bison.``, or ``a person says in Catalan the word for:
+    ball`` where only the English concept is known; everything else is the row's own text.
 
     Raises:
       ValueError: the row's language has no name here.
@@ -66,7 +66,7 @@ def caption(row: Row) -> str:
 
 
 def with_ids(rows: Iterable[Row]) -> list[tuple[str, Row]]:
-    """Gives every row a unique, stable id: ``package/path``, with ``@2`` where one file has a second text."""
+    """Gives every row a unique, stable id: ``package/path``, ``@2`` for a second text."""
     seen: dict[str, int] = {}
     result = []
     for row in rows:

@@ -1,17 +1,19 @@
 """Decodes the recordings of a tier once, over worker processes, into one scratch file of int16 PCM.
 
-Processes and not threads: libsndfile calls back into Python to read ogg from memory, so threads do not overlap. The
-parent reads the archives front to back and hands batches of encoded files to the workers.
+Processes and not threads: libsndfile calls back into Python to read ogg from memory, so threads do
+not overlap. The parent reads the archives front to back and hands batches of encoded files to the
+workers.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline import audio_files
-from input_pipeline.opensounds import archives, soundfont
+from input_pipeline.opensounds import archives, licences, soundfont
 from input_pipeline.opensounds.index import Row
 
 _BATCH = 32
@@ -42,6 +44,7 @@ class Decoded:
       clips: (package, path) -> place in the file.
       skipped: (package, path, reason, detail) of everything in the index that gave no clip.
       damaged: package name -> what is wrong with its archive.
+      licences: package name -> licence.
       seconds: wall time taken.
     """
 
@@ -49,16 +52,18 @@ class Decoded:
     clips: dict[tuple[str, str], Clip] = dataclasses.field(default_factory=dict)
     skipped: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
     damaged: dict[str, str] = dataclasses.field(default_factory=dict)
+    licences: dict[str, str] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
 
 Job = tuple[str, str, bytes]
 Result = tuple[str, str, bytes, str, str]
+Work = Callable[[], list[Result]]
 
 
 def _finish(package: str, path: str, audio: np.ndarray) -> Result:
     if audio_files.is_silent(audio):
-        return package, path, b"", "silent", "no sample differs from zero"
+        return package, path, b"", "silent", "never rises above -72 dB"
     return package, path, audio_files.to_int16(audio).tobytes(), "", ""
 
 
@@ -73,41 +78,52 @@ def _decode_files(jobs: list[Job]) -> list[Result]:
 
 
 def _render_notes(package: str, archive: Path, paths: list[str]) -> list[Result]:
-    font = soundfont.load(archive, paths[0].partition("#")[0])
-    return [_finish(package, path, soundfont.render(font, soundfont.parse_note(path))) for path in paths]
+    try:
+        font = soundfont.load(archive, paths[0].partition("#")[0])
+    except (soundfont.SoundFontError, archives.ArchiveError) as error:
+        return [(package, path, b"", "unreadable", str(error)) for path in paths]
+    return [
+        _finish(package, path, soundfont.render(font, soundfont.parse_note(path))) for path in paths
+    ]
 
 
-def _batches(package: str, archive: Path, rows: list[Row], decoded: Decoded) -> Iterator[tuple]:
+def _batches(package: str, archive: Path, rows: list[Row], decoded: Decoded) -> Iterator[Work]:
     """Work items of one package; a damaged archive ends them and is remembered."""
     notes = sorted({row.path for row in rows if row.is_note})
     for start in range(0, len(notes), _BATCH):
-        yield _render_notes, package, archive, notes[start : start + _BATCH]
+        yield functools.partial(_render_notes, package, archive, notes[start : start + _BATCH])
     jobs: list[Job] = []
+    text = member = ""
     try:
-        for path, data in archives.read_members(archive, {row.path for row in rows if not row.is_note}):
+        member = licences.licence_member(package, archive)
+        wanted = {row.path for row in rows if not row.is_note} | {member}
+        for path, data in archives.read_members(archive, wanted):
+            if path == member:
+                text = data.decode("utf-8", "replace")
+                continue
             jobs.append((package, path, data))
             if len(jobs) == _BATCH:
-                yield _decode_files, jobs
+                yield functools.partial(_decode_files, jobs)
                 jobs = []
     except archives.ArchiveError as error:
         decoded.damaged[package] = str(error)
     if jobs:
-        yield _decode_files, jobs
+        yield functools.partial(_decode_files, jobs)
+    decoded.licences[package] = licences.describe(package, member, text)
 
 
-def _in_order(work: Iterable[tuple], workers: int) -> Iterator[list[Result]]:
-    """Runs work items on ``workers`` processes (0: here), few enough at a time to bound memory; results in order."""
+def _in_order(work: Iterable[Work], workers: int) -> Iterator[list[Result]]:
+    """Runs work items on ``workers`` processes (0: here), a few at a time; results in order."""
     if workers == 0:
-        for function, *arguments in work:
-            yield function(*arguments)
+        yield from (item() for item in work)
         return
     # spawn: forking a process that has started JAX or gRPC threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting: collections.deque[Future[list[Result]]] = collections.deque()
         try:
-            for function, *arguments in work:
-                waiting.append(pool.submit(function, *arguments))
+            for item in work:
+                waiting.append(pool.submit(item))
                 if len(waiting) >= 4 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -117,7 +133,9 @@ def _in_order(work: Iterable[tuple], workers: int) -> Iterator[list[Result]]:
                 future.cancel()
 
 
-def decode(rows: Iterable[Row], located: dict[str, Path], pcm_file: Path, *, workers: int = 2) -> Decoded:
+def decode(
+    rows: Iterable[Row], located: dict[str, Path], pcm_file: Path, *, workers: int = 2
+) -> Decoded:
     """Decodes every recording of ``rows`` whose package is in ``located``.
 
     Args:
@@ -134,11 +152,15 @@ def decode(rows: Iterable[Row], located: dict[str, Path], pcm_file: Path, *, wor
             by_package.setdefault(row.package, []).append(row)
     wanted = {(row.package, row.path) for rows in by_package.values() for row in rows}
     work = itertools.chain.from_iterable(
-        _batches(package, located[package], package_rows, decoded) for package, package_rows in by_package.items()
+        _batches(package, located[package], package_rows, decoded)
+        for package, package_rows in by_package.items()
     )
     position = 0
     skipped: dict[tuple[str, str], tuple[str, str]] = {}
-    with pcm_file.open("wb") as out, tqdm(total=len(wanted), desc="decoding", unit="clip") as progress:
+    with (
+        pcm_file.open("wb") as out,
+        tqdm(total=len(wanted), desc="decoding", unit="clip", disable=None) as progress,
+    ):
         for results in _in_order(work, workers):
             for package, path, pcm, reason, detail in results:
                 if reason:
@@ -149,7 +171,11 @@ def decode(rows: Iterable[Row], located: dict[str, Path], pcm_file: Path, *, wor
                     position += len(pcm) // 2
             progress.update(len(results))
     for package, path in sorted(wanted - decoded.clips.keys()):
-        gone = ("gone", "not in this version of the package" if package not in decoded.damaged else "archive damaged")
+        gone = (
+            ("damaged", "behind the damage")
+            if package in decoded.damaged
+            else ("gone", "not in this version")
+        )
         decoded.skipped.append((package, path, *skipped.get((package, path), gone)))
     decoded.seconds = time.perf_counter() - begin
     return decoded

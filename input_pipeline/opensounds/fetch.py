@@ -1,20 +1,25 @@
-"""Finds the packages of a tier in a folder, or fetches them there by name with the ordinary clients."""
+"""Finds packages in a folder, or fetches them there by name with the ordinary clients."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from input_pipeline.opensounds.index import Package
 
 _SUFFIXES = {"apt": (".deb",), "pip": (".whl", ".tar.gz", ".zip"), "npm": (".tgz",)}
-_FETCH_SECONDS = 1800
+_FETCH_SECONDS = 3600
+_APT_LISTS = ".apt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +49,13 @@ def _package_of(file: Path, package: Package) -> bool:
 
 
 def _version_order(file: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", file.name)]
+    return [
+        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", file.name)
+    ]
 
 
 def find_package(folder: Path, package: Package) -> Path | None:
-    """The archive of ``package`` in ``folder``, whatever its version (the newest if there are several)."""
+    """The archive of ``package`` in ``folder``: any version, the newest if there are several."""
     if not folder.is_dir():
         return None
     found = [file for file in folder.iterdir() if file.is_file() and _package_of(file, package)]
@@ -72,36 +79,65 @@ def remedy(package: Package, folder: Path) -> str:
     return f"cd {folder} && {' '.join([shown, *rest])}"
 
 
-def _run(command: Sequence[str], folder: Path) -> str:
-    """Runs a client in ``folder``; returns '' or its last words."""
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_FETCH_SECONDS, check=False
-        )
-    except FileNotFoundError:
-        return f"{command[0]} is not installed"
-    except subprocess.TimeoutExpired:
-        return f"no answer in {_FETCH_SECONDS} s"
-    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    return "" if done.returncode == 0 else (lines[-1].strip() if lines else f"exit code {done.returncode}")
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _run(command: Sequence[str], folder: Path, megabytes: float = 0) -> str:
+    """Runs a client in ``folder``; returns '' or its complaint. The bar follows the folder."""
+    begin = time.monotonic()
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        try:
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        except FileNotFoundError:
+            return f"{command[0]} is not installed"
+        # disable=None: no bar where the output is not a terminal.
+        with (
+            process,
+            tqdm(total=round(megabytes * 1e6), unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            while process.poll() is None:
+                try:
+                    process.wait(0.3)
+                except subprocess.TimeoutExpired:
+                    with contextlib.suppress(FileNotFoundError):  # clients rename while we look
+                        bar.update(_bytes_in(folder) - bar.n)
+                if time.monotonic() - begin > _FETCH_SECONDS:
+                    process.kill()
+                    return f"no end after {_FETCH_SECONDS} s"
+        if process.returncode == 0:
+            return ""
+        log.seek(0)
+        lines = [line.strip() for line in log if line.strip()]
+    # The first error says what is wrong; what follows repeats it.
+    errors = [line for line in lines if line.startswith(("E:", "ERROR", "npm error", "npm ERR"))]
+    return (errors or lines[-1:] or [f"exit code {process.returncode}"])[0]
 
 
 def _apt_download(package: Package, folder: Path, cache: Path) -> str:
-    """apt-get download; where the machine has no package lists, with lists of our own (needs no root)."""
+    """Runs apt-get download; without package lists, with lists of our own (needs no root)."""
     command = fetch_command(package)
-    if not _run(command, folder):
+    if not _run(command, folder, package.megabytes):
         return ""
-    lists = cache / ".apt"
+    lists = cache / _APT_LISTS
     (lists / "lists/partial").mkdir(parents=True, exist_ok=True)
     (lists / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
-    options = ["-o", f"Dir::State::Lists={lists.resolve()}/lists", "-o", f"Dir::Cache={lists.resolve()}/cache"]
+    options = [
+        "-o",
+        f"Dir::State::Lists={lists.resolve()}/lists",
+        "-o",
+        f"Dir::Cache={lists.resolve()}/cache",
+    ]
     updated = lists / "updated"
     if not updated.exists():
-        print("opensounds: apt-get update (lists of our own, the system's stay as they are)", flush=True)
+        print(
+            "opensounds: apt-get update (lists of our own, the system's stay as they are)",
+            flush=True,
+        )
         if problem := _run(["apt-get", *options, "update"], folder):
             return problem
         updated.touch()
-    return _run([command[0], *options, *command[1:]], folder)
+    return _run([command[0], *options, *command[1:]], folder, package.megabytes)
 
 
 def _fetch(package: Package, cache: Path) -> str:
@@ -113,7 +149,7 @@ def _fetch(package: Package, cache: Path) -> str:
         if package.manager == "apt":
             problem = _apt_download(package, folder, cache)
         else:
-            problem = _run(fetch_command(package), folder)
+            problem = _run(fetch_command(package), folder, package.megabytes)
         found = find_package(folder, package)
         if found is None:
             return problem or "the client ran but left no archive"
@@ -139,7 +175,8 @@ def locate(packages: Sequence[Package], folder: Path, *, offline: bool) -> Locat
     for package in packages:
         found = find_package(folder, package)
         if found is None and not offline:
-            print(f"opensounds: fetching {package.name} ({package.megabytes:g} MB, {package.manager})", flush=True)
+            size = f"{package.megabytes:g} MB, {package.manager}"
+            print(f"opensounds: fetching {package.name} ({size})", flush=True)
             if problem := _fetch(package, folder):
                 missing[package.name] = f"{problem}; remedy: {remedy(package, folder)}"
             found = find_package(folder, package)
@@ -147,4 +184,5 @@ def locate(packages: Sequence[Package], folder: Path, *, offline: bool) -> Locat
             archives[package.name] = found
         elif package.name not in missing:
             missing[package.name] = f"not in {folder}; remedy: {remedy(package, folder)}"
+    shutil.rmtree(folder / _APT_LISTS, ignore_errors=True)
     return Located(archives, missing)

@@ -1,10 +1,13 @@
 """The OpenSounds index: which recordings lie in which package, and what they are.
 
-``index.tsv.xz`` was measured once on Debian 12 (libsndfile 1.2.2) by decoding every audio file of the packages below
-and pairing it with the text that ships beside it; captions were checked by reading and by statistics, not by ear. One
-row is one recording with one text. ``near_duplicates.tsv.xz`` lists pairs of recordings with nearly equal log-mel
-spectra. Neither holds audio. Folder names that carry a version (a source archive's first folder) are left out, so that
-other versions of a package match; a path that is gone in another version is skipped and counted.
+``index.tsv.xz`` was measured once on Debian 12 (libsndfile 1.2.2) by decoding every audio file of
+the packages below and pairing it with the text that ships beside it; captions were checked by
+reading and by statistics, not by ear. One row is one recording with one text.
+``near_duplicates.tsv.xz`` lists pairs of recordings with nearly equal log-mel spectra. Neither
+holds audio. Folder names that carry a version (a source archive's first folder) are left out, so
+that other versions of a package match; a path that is gone in another version is skipped and
+counted. Five malformed files of lmms-common are listed too, so that every build shows how
+undecodable files are counted; their ``recording`` begins with ``undecoded``.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ import lzma
 from importlib import resources
 from typing import Literal
 
+# Of the dataset; a change of index, split, captions or decoding is a new version.
+VERSION = "1.0.0"
+
 Manager = Literal["apt", "pip", "npm"]
 
 
@@ -28,7 +34,7 @@ class Package:
       name: its name in the package manager.
       manager: the client that fetches it by name.
       megabytes: size of its archive.
-      licence: what is known of its licence where the archive itself does not say.
+      licence: what is known of the sounds' licence beyond what the archive itself says.
     """
 
     name: str
@@ -44,7 +50,7 @@ PACKAGES = {
         Package("simutrans-pak64", "apt", 3.0),
         Package("lmms-common", "apt", 8.3),
         Package("sound-theme-freedesktop", "apt", 0.4),
-        Package("pretty_midi", "pip", 5.6),
+        Package("pretty_midi", "pip", 5.6, "GPL-2 (TimGM6mb.sf2 by Tim Brechbill)"),
         Package("tuxpaint-stamps-default", "apt", 160.9),
         Package("ktuberling-data", "apt", 46.7),
         Package("foxdot", "pip", 37.6),
@@ -73,7 +79,13 @@ _DEFAULT = (
     "simutrans-pak64",
 )
 TIERS: dict[str, tuple[str, ...]] = {
-    "tiny": ("minetest-data", "simutrans-pak64", "lmms-common", "sound-theme-freedesktop", "pretty_midi"),
+    "tiny": (
+        "minetest-data",
+        "simutrans-pak64",
+        "lmms-common",
+        "sound-theme-freedesktop",
+        "pretty_midi",
+    ),
     "default": _DEFAULT,
     "plus": (
         *_DEFAULT,
@@ -93,14 +105,16 @@ class Row:
 
     Attributes:
       package: source package.
-      path: path inside the package; ``archive#member`` where the audio sits in another file, ``font.sf2#bank=..`` for
-        a note of a soundfont.
+      path: path inside the package; ``archive#member`` where the audio sits in another file,
+        ``font.sf2#bank=..`` for a note of a soundfont.
       text: what the sound is (effects, music) or what is said (speech; see ``captions``).
       kind: ``speech``, ``effect`` or ``music``.
       lang: language of the speech, as the package spells it ('' if none).
       recording: hash of the decoded PCM; equal means the same recording.
-      label: the package's own name for it: the English text of a stamp, a concept, a normalised file name.
-      zeroshot_label: one of 44 effect classes, or the General MIDI instrument of a note ('' if none).
+      label: the package's own name for it: the English text of a stamp, a concept, a normalised
+        file name.
+      zeroshot_label: one of 44 effect classes, or the General MIDI instrument of a note ('' if
+        none).
     """
 
     package: str
@@ -120,7 +134,9 @@ class Row:
 
 def _read_table(name: str) -> list[dict[str, str]]:
     data = lzma.decompress((resources.files(__package__) / name).read_bytes()).decode()
-    return list(csv.DictReader(io.StringIO(data, newline="\n"), delimiter="\t", quoting=csv.QUOTE_NONE))
+    return list(
+        csv.DictReader(io.StringIO(data, newline="\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
+    )
 
 
 @functools.cache

@@ -1,9 +1,10 @@
 """Which side of the split a recording is on.
 
-A recording's own key is the English stamp text (tuxpaint), the concept (ktuberling) or its PCM hash (all others).
-Recordings with equal PCM, and pairs listed as near-duplicates, are merged into one group over ALL packages, so the
-side never depends on the tier; a group's key is the smallest of its members' keys. With
-h = crc32("v1|" + key) % 1000 a group is test if h < 100, validation if h < 200, else train.
+A recording's own key is the English stamp text (tuxpaint), the concept (ktuberling) or its PCM hash
+(all others). Recordings with equal PCM, and pairs listed as near-duplicates, are merged into one
+group over ALL packages, so the side never depends on the tier; a group's key is the smallest of its
+members' keys. With h = crc32("v1|" + key) % 1000 a group is test if h < 100, validation if h < 200,
+else train.
 """
 
 from __future__ import annotations

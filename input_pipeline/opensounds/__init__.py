@@ -1,0 +1,1 @@
+"""OpenSounds: sounds that ship inside free-software packages, as a TFDS dataset."""
