@@ -1,0 +1,130 @@
+"""Exports a trained model to PyTorch, after proving that it computes the same.
+
+alm export --model=runs/quickstart/clap --output=my_model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alm_jax import cli
+from alm_jax.arguments import ArgumentParser
+from alm_jax.errors import UserError
+
+REAL_CLIPS = 20
+
+
+def real_examples(
+    directory: str, split: str, sample_rate: int, count: int = REAL_CLIPS
+) -> tuple[list[np.ndarray], list[str]]:
+    """Clips int16 [S] of differing lengths, and their captions, from a prepared dataset.
+
+    Args:
+      directory: the dataset.
+      split: its split.
+      sample_rate: Hz that the model needs.
+      count: how many; fewer if the split is smaller.
+
+    Raises:
+      UserError: no such dataset or split, or another sample rate.
+    """
+    from input_pipeline.sources import open_source
+
+    source = open_source(directory, split)
+    if source.sample_rate not in (None, sample_rate):
+        raise UserError(
+            f"{source.directory} has {source.sample_rate} Hz, the model {sample_rate}: give the "
+            "dataset that it was trained on with --data"
+        )
+    spread = np.linspace(0, len(source) - 1, min(len(source), 10 * count)).astype(int)
+    examples = sorted(
+        (source.audio_and_captions(int(i)) for i in spread), key=lambda example: len(example[0])
+    )
+    chosen = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
+    pairs = [examples[i] for i in chosen if len(examples[i][0])]
+    return [audio for audio, _ in pairs], [texts[0] for _, texts in pairs if texts]
+
+
+def _dataset(args: argparse.Namespace, config: ConfigDict) -> str:
+    """The dataset to take real clips from; "" if there is none."""
+    if args.data:
+        return args.data
+    if Path(config.data.dir).is_dir():
+        return config.data.dir
+    print(
+        f"{config.data.dir}, on which the model was trained, is not here: comparing on synthetic "
+        "waves only (--data=DIR names a prepared dataset)"
+    )
+    return ""
+
+
+def _results(path: str | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"--results={path} is not a results.json: {error}") from error
+    if not isinstance(results, dict) or not all(
+        isinstance(row, dict) and "value" in row for row in results.values()
+    ):
+        raise UserError(f"--results={path} is not a results.json: rows with a 'value' are needed")
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The verb `alm export`."""
+    parser = ArgumentParser(prog="alm export", description=__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="workdir of a run, or an exported folder"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="OUT", help="folder to write; an export is replaced"
+    )
+    parser.add_argument("--format", choices=["torch"], default="torch")
+    parser.add_argument(
+        "--data", metavar="DIR", help="prepared dataset to compare on (default: the model's own)"
+    )
+    parser.add_argument("--split", default="test", help="split of it (default: %(default)s)")
+    parser.add_argument("--results", metavar="FILE", help="results.json for the model card")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+    from alm_jax.interop.exported import read_model
+    from alm_jax.interop.model_card import DataSummary
+    from alm_jax.interop.torch_export import export_params, require_torch
+
+    require_torch()
+    results = _results(args.results)
+    config, params, tokenizer = read_model(args.model)
+    clips, captions, data = None, None, None
+    directory = _dataset(args, config)
+    if directory:
+        rate = int(config.data.sample_rate)
+        clips, captions = real_examples(directory, args.split, rate)
+        data = DataSummary.read(directory, config.data.train_split, rate)
+    report = export_params(
+        config,
+        params,
+        tokenizer,
+        args.output,
+        clips=clips,
+        captions=captions,
+        results=results,
+        data=data,
+    )
+    print(report)
+    print(f"Wrote {args.output}: {report.parameters:,} parameters. How to use it: README.md there")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, prog="alm export"))

@@ -1,0 +1,295 @@
+"""Whether an exported PyTorch model computes what the JAX model computes, from waveform to output.
+
+Shapes: B batch, S samples, T frames, F mel bins, N patches, L tokens, J joint width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
+from alm_jax.audio.patches import take
+from alm_jax.errors import UserError
+from alm_jax.inference import Inference
+from alm_jax.models.audio_text import normalize
+from alm_jax.objectives.forward import spectrogram, to_patches
+from alm_jax.train_state import model_graph
+from input_pipeline.text import BOS_ID, EOS_ID, Tokenizer
+
+TOLERANCE = 1e-4  # relative difference that an export may have; usual are 1e-6 to 1e-5
+# A band 100 dB below the loudest of its frame holds float32 rounding, and the log magnifies it.
+LOG_MEL_TOLERANCE = 1e-3
+COLLAPSED = (
+    0.99  # mean cosine between different clips, or captions, from which nothing is told apart
+)
+ROWS = 4  # clips in a comparison: few, since caption logits [B, L, V] of a large model are big
+# Of the patches of a clip, every fifth is visible to the masked autoencoder's decoder.
+_VISIBLE_EVERY = 5
+# For models whose own captions are not at hand: short and long, several scripts, none at all.
+SENTENCES = (
+    "a dog barks twice while rain falls on a tin roof",
+    "speech",
+    "a violin playing the note C4",
+    "собака лает",
+    "雨の音",
+    "",
+    "a door creaks, then slams shut; footsteps fade away on gravel and an engine starts far off",
+    "Ἀκούω: wind",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityReport:
+    """How far PyTorch is from JAX.
+
+    Attributes:
+      differences: output -> largest relative difference over all clips, captions and elements.
+      clips: number of clips compared.
+      captions: number of captions compared, 0 without a text side.
+      real: whether clips were given; else they are synthetic.
+      parameters: number of parameters of the model.
+    """
+
+    differences: dict[str, float]
+    clips: int
+    captions: int
+    real: bool
+    parameters: int
+
+    @property
+    def worst(self) -> float:
+        """The largest of the differences."""
+        return max(self.differences.values())
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
+        kind = "real and synthetic" if self.real else "synthetic"
+        return (
+            f"PyTorch differs from JAX on {self.clips} {kind} clips and {self.captions} captions "
+            f"by at most (relative): {listed}"
+        )
+
+
+def synthetic_clips(sample_rate: int, max_samples: int) -> list[np.ndarray]:
+    """Eight waves int16 [S] that need no licence: noise, chirp, tones, clicks, silence, one sample.
+
+    Args:
+      sample_rate: Hz.
+      max_samples: S of the longest.
+    """
+    rng = np.random.default_rng(0)
+    seconds = np.arange(max_samples) / sample_rate
+    nyquist = sample_rate / 2
+    length = seconds[-1] + 1 / sample_rate
+    sweep = 50 * seconds + 0.4 * nyquist * seconds**2 / length
+    clicks = np.zeros(max_samples)
+    clicks[:: max(1, sample_rate // 9)] = 0.9
+    harmonics = sum(np.sin(2 * np.pi * 220 * k * seconds) / k for k in range(1, 6))
+    waves = [
+        (0.2 * rng.standard_normal(max_samples), 1.0),
+        (0.5 * np.sin(2 * np.pi * sweep), 0.61),
+        (0.3 * harmonics * np.exp(-3 * seconds), 0.37),
+        (np.full(max_samples, 0.25), 0.0),  # one sample
+        (clicks, 0.83),
+        (0.001 * np.sin(2 * np.pi * 1000 * seconds), 0.5),
+        (np.cumsum(rng.standard_normal(max_samples)) / np.sqrt(10.0 * max_samples), 0.071),
+        (np.zeros(max_samples), 0.2),
+    ]
+    return [
+        np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)[: max(1, round(share * max_samples))]
+        for wave, share in waves
+    ]
+
+
+class Reference:
+    """The JAX model's outputs in the form of golden.npz."""
+
+    def __init__(self, config: ConfigDict, params: Any, tokenizer: Tokenizer | None):
+        """Prepares the model.
+
+        Args:
+          config: `exported.export_config`'s: float32.
+          params: nested dict of arrays.
+          tokenizer: None without a text side.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.frontend = LogMelConfig(**config.frontend)
+        self.samples = max(1, round(config.data.max_seconds * self.frontend.sample_rate))
+        graph, _ = model_graph(config, int(config.export.vocab_size))
+        self.graph = graph
+        self.params = jax.device_put(params)
+        self.inference = Inference(config, graph)
+        self._forward = jax.jit(self._compute)
+
+    def _compute(
+        self, params: Any, audio: jax.Array, length: jax.Array, text: jax.Array, mask: jax.Array
+    ) -> dict[str, jax.Array]:
+        model = nnx.merge(self.graph, params)
+        mel, frames = spectrogram(pcm_to_float(audio), length, self.frontend)
+        patches = to_patches(mel, frames, self.config, self.frontend)
+        hidden = model.audio(patches)
+        out = {"log_mel": mel}
+        if model.text is None:
+            weight = patches.mask[..., None].astype(jnp.float32)
+            out["audio_embedding"] = normalize((hidden * weight).sum(1) / weight.sum(1))
+        else:
+            out["audio_embedding"] = model.audio_embedding(hidden, patches.mask)
+            states = model.text(text, mask)
+            out["text_embedding"] = model.text_embedding(states, mask)
+            if model.caption_decoder is not None:
+                out["caption_logits"] = model.caption_decoder(states, mask, hidden, patches.mask)
+        if model.mae_decoder is not None:
+            slots = jnp.arange(patches.mask.shape[1])
+            chosen = slots[::_VISIBLE_EVERY]
+            others = slots[np.arange(len(slots)) % _VISIBLE_EVERY > 0]
+            visible, dropped = (
+                take(patches, jnp.broadcast_to(i, (len(audio), len(i))), jnp.ones((1, 1), bool))
+                for i in (chosen, others)
+            )
+            out["mae_prediction"] = model.mae_decoder(model.audio(visible), visible, dropped)
+            out |= {"visible": chosen, "dropped": others}
+        return out
+
+    def outputs(
+        self, clips: Sequence[np.ndarray], captions: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Inputs and outputs of B clips int16 (at most one window each) and as many captions.
+
+        Caption logits are those of caption i given clip i.
+        """
+        audio = np.zeros((len(clips), self.samples), np.int16)
+        length = np.ones(len(clips), np.int32)
+        for row, clip in enumerate(clips):
+            audio[row, : len(clip)] = clip
+            length[row] = len(clip)
+        most = int(self.config.data.max_text_length)
+        if self.tokenizer is None:
+            text, mask = np.zeros((len(clips), 2), np.int32), np.ones((len(clips), 2), bool)
+        else:
+            text, mask = self.tokenizer.encode_batch(captions, most)
+        out: dict[str, np.ndarray] = {"audio": audio, "audio_length": length}
+        if self.tokenizer is not None:
+            out |= {"text": text, "text_mask": mask}
+        # Accelerators multiply float32 in fewer bits unless told otherwise.
+        with jax.default_matmul_precision("highest"):
+            out |= jax.device_get(self._forward(self.params, audio, length, text, mask))
+            if "caption_logits" in out:
+                ids = self.inference.caption(
+                    self.params, audio, length, BOS_ID, EOS_ID, max_length=most
+                )
+                out["caption_ids"] = np.asarray(ids)
+        return out
+
+
+def batches(
+    clips: Sequence[np.ndarray], captions: Sequence[str]
+) -> Iterator[tuple[list[np.ndarray], list[str]]]:
+    """Batches of `ROWS` clips and captions until both have been seen; the shorter list repeats."""
+    rows = max(len(clips), len(captions))
+    for first in range(0, rows, ROWS):
+        index = range(first, first + ROWS)
+        yield [clips[i % len(clips)] for i in index], [captions[i % len(captions)] for i in index]
+
+
+def check(
+    module: ModuleType,
+    model: Any,
+    reference: Reference,
+    clips: Sequence[np.ndarray] | None,
+    captions: Sequence[str] | None,
+) -> tuple[ParityReport, dict[str, np.ndarray]]:
+    """Compares PyTorch with JAX on synthetic clips and on those given.
+
+    Args:
+      module: the modelling file of the exported folder, imported.
+      model: its model.
+      reference: the JAX model.
+      clips: int16 [S] each, at the model's sample rate; only the first window is taken. None: the
+        synthetic ones alone.
+      captions: None or none: `SENTENCES` alone.
+
+    Returns:
+      The report, and the first batch's inputs and outputs: golden.npz.
+
+    Raises:
+      UserError: an output is not finite or differs by more than `TOLERANCE`, or the embeddings have
+        collapsed.
+    """
+    made = synthetic_clips(reference.frontend.sample_rate, reference.samples)
+    given = [clip[: reference.samples] for clip in clips or ()]
+    told = list(dict.fromkeys(captions or ()))
+    texts = [*SENTENCES, *told]
+    worst: dict[str, float] = {}
+    golden: dict[str, np.ndarray] = {}
+    audio_rows: list[np.ndarray] = []
+    text_rows: list[np.ndarray] = []
+    for some_clips, some_texts in batches([*made, *given], texts):
+        wanted = reference.outputs(some_clips, some_texts)
+        golden = golden or wanted
+        for name, difference in module.compare(model, wanted).items():
+            worst[name] = float(np.maximum(difference, worst.get(name, 0.0)))  # NaN stays
+        audio_rows += list(wanted["audio_embedding"])
+        text_rows += list(wanted.get("text_embedding", ()))
+    finite = all(np.isfinite(row).all() for row in (*audio_rows, *text_rows))
+    if not finite:
+        raise UserError(
+            "the JAX model's embeddings are not finite: training has diverged. Look at train/loss "
+            "in metrics.jsonl, lower optim.lr or set optim.clip_norm=1, and train again"
+        )
+    for name, difference in worst.items():
+        limit = LOG_MEL_TOLERANCE if name == "log_mel" else TOLERANCE
+        if not difference <= limit:
+            raise UserError(
+                f"the exported PyTorch model's {name} differs from JAX by {difference:.1e} "
+                f"relative, more than {limit:.0e}: nothing was written. A file was damaged on "
+                "its way to disk, or the modelling file does not know something in this config; "
+                "export again, and report it with the workdir's config.json if it stays"
+            )
+    if reference.tokenizer is not None:
+        # Judged on what the model was made for, where there is enough of it.
+        first_clip = len(made) if len(given) > 1 else 0
+        first_text = len(SENTENCES) if len(told) > 1 else 0
+        _refuse_collapsed("audio", audio_rows[first_clip : len(made) + len(given)], "clips")
+        _refuse_collapsed("text", text_rows[first_text : len(texts)], "captions")
+    return (
+        ParityReport(
+            differences=worst,
+            clips=len(made) + len(given),
+            captions=len(texts) if reference.tokenizer is not None else 0,
+            real=bool(given),
+            parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(reference.params)),
+        ),
+        golden,
+    )
+
+
+def mean_cosine(rows: Sequence[np.ndarray]) -> float:
+    """Mean cosine between different rows [n, J] of norm 1; 0 for a single row."""
+    n = len(rows)
+    if n < 2:
+        return 0.0
+    table = np.asarray(rows, np.float64)
+    total = table.sum(axis=0)
+    return float((total @ total - np.sum(table**2)) / (n * (n - 1)))
+
+
+def _refuse_collapsed(side: str, rows: Sequence[np.ndarray], what: str) -> None:
+    cosine = mean_cosine(rows)
+    if cosine > COLLAPSED:
+        raise UserError(
+            f"the {side} embeddings of {len(rows)} different {what} are all alike (mean cosine "
+            f"{cosine:.4f}, more than {COLLAPSED}): the model has collapsed or was hardly trained, "
+            "and its export would tell nothing apart. Compare train/contrastive_loss with "
+            "train/contrastive_chance in metrics.jsonl; train for more steps, with a lower "
+            "optim.lr, a longer optim.warmup_steps or a larger data.batch_size"
+        )
