@@ -26,7 +26,12 @@ from typing import IO, Any
 _AR_MAGIC = b"!<arch>\n"
 _READ_BYTES = 1 << 20
 # Decompressing here and not in tarfile: its own stream ends silently where a truncated file ends.
-_DECOMPRESSORS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".tgz": gzip.open}
+_DECOMPRESSORS: dict[str, Callable[..., Any]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".tgz": gzip.open,
+}
 
 # Only after an archive's suffix: '#' is also a letter of file names (A#4_light.wav).
 _NESTED = re.compile(r"(.+\.(?:pk3|zip|jar))#(.+)")
@@ -131,6 +136,15 @@ def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
             yield stack.enter_context(tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES))
 
 
+def is_zip(path: Path) -> bool:
+    """True for wheels and zip files, by suffix.
+
+    Not ``zipfile.is_zipfile``: it looks at a file's end, where an uncompressed package may hold a
+    zip of its own.
+    """
+    return path.suffix in (".whl", ".zip")
+
+
 def _strip_top(name: str, path: Path) -> str:
     """Member name without ./ and, in source and npm archives, without the first folder."""
     name = name.removeprefix("./").lstrip("/")
@@ -142,7 +156,7 @@ def _strip_top(name: str, path: Path) -> str:
 def _members(
     path: Path,
 ) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarInfo, zipfile.ZipFile | tarfile.TarFile]]:
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if not entry.is_dir():

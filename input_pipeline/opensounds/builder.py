@@ -65,7 +65,10 @@ class OpenSounds(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
-            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(FEATURES)
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(FEATURES),
+            metadata=tfds.core.MetadataDict(sample_rate=SAMPLE_RATE),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:

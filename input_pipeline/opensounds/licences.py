@@ -12,6 +12,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from input_pipeline.opensounds import archives
 from input_pipeline.opensounds.index import PACKAGES
 
 UNKNOWN = "unknown"
@@ -23,10 +24,14 @@ def licence_member(package: str, archive: Path) -> str:
         return f"usr/share/doc/{package}/copyright"
     if archive.suffix == ".tgz":
         return "package.json"
-    if not zipfile.is_zipfile(archive):
+    if not archives.is_zip(archive):
         return "PKG-INFO"
-    with zipfile.ZipFile(archive) as wheel:
-        return next((name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")), "")
+    try:
+        with zipfile.ZipFile(archive) as wheel:
+            names = wheel.namelist()
+    except zipfile.BadZipFile:
+        return ""  # reading the sounds will say what is wrong with it
+    return next((name for name in names if name.endswith(".dist-info/METADATA")), "")
 
 
 def describe(package: str, member: str, text: str) -> str:
@@ -40,10 +45,10 @@ def describe(package: str, member: str, text: str) -> str:
     if member.endswith("/copyright"):
         # The machine-readable format names a licence at the start of a field; "and"/"or" join
         # several in one.
-        names = dict.fromkeys(re.findall(r"^License:[ \t]*(\S.*?)\s*$", text, re.MULTILINE))
-        stated = (
-            f"{', '.join(names)} (per file: {member})" if names else f"see {member}" if text else ""
-        )
+        names = list(dict.fromkeys(re.findall(r"^License:[ \t]*(\S.*?)\s*$", text, re.MULTILINE)))
+        several = "one or more of " if len(names) > 1 else ""
+        stated = f"{several}{', '.join(names)}; see {member}" if names else ""
+        stated = stated or (f"see {member}" if text else "")
     elif member.endswith("package.json"):
         stated = str(json.loads(text).get("license", "")) if text else ""
     else:

@@ -1,0 +1,57 @@
+"""Real sound for the tests: the tiny tier of OpenSounds, fetched and built once per machine.
+
+Everything lies in a user cache folder ($ALM_JAX_CACHE, or alm_jax below $XDG_CACHE_HOME or
+~/.cache), so that no test run downloads twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from input_pipeline import audio_files
+from input_pipeline.opensounds import fetch, index
+from input_pipeline.opensounds.build import prepare_opensounds
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("ALM_JAX_CACHE") or Path(base, "alm_jax"))
+
+
+def _code_digest() -> str:
+    """Changes with everything that decides what a built dataset holds."""
+    sources = [Path(audio_files.__file__), *sorted(Path(index.__file__).parent.glob("*.*"))]
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def tiny_packages() -> Path:
+    """Folder with the archives of the tiny tier (21 MB)."""
+    folder = cache_folder() / "packages"
+    located = fetch.locate(index.tier_packages("tiny"), folder, offline=False)
+    if located.missing:
+        pytest.fail(
+            "the tests need these packages:\n"
+            + "\n".join(f"  {name}: {problem}" for name, problem in located.missing.items())
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_packages: Path) -> Path:
+    """The tiny tier as a TFDS dataset: a builder folder, to be read only."""
+    datasets = cache_folder() / "datasets"
+    current = datasets / _code_digest()
+    folder = prepare_opensounds("tiny", current, packages=tiny_packages, require_all=True)
+    for other in datasets.iterdir():  # builds of earlier code
+        if other != current:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
