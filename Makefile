@@ -45,10 +45,10 @@ ablation: $(INSTALLED) ## with and without stage 1, captioning and masking, on t
 
 test: lint ## everything: formatting, lint, types, all tests
 	@echo "==> Tests"
-	@$(PY) -m pytest
+	@$(PY) -m pytest -q
 
 test-fast: $(INSTALLED) ## the tests that are not marked slow
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m pytest -q -m "not slow"
 
 lint: $(INSTALLED) ## ruff and mypy
 	@echo "==> Formatting, lint, types"
@@ -62,7 +62,7 @@ format: $(INSTALLED) ## rewrite the files as ruff wants them
 
 test-lower-bounds: $(LOWER_VENV)/.installed ## the fast tests with the oldest versions pyproject admits
 	@echo "==> Tests with the oldest admitted versions"
-	@$(LOWER_VENV)/bin/python -m pytest -m "not slow"
+	@$(LOWER_VENV)/bin/python -m pytest -q -m "not slow"
 
 install: $(INSTALLED) ## only the virtual environment
 

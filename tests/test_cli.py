@@ -2,10 +2,10 @@
 
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -39,10 +39,11 @@ def verb(tmp_path, monkeypatch):
 
 def test_help_lists_verbs_at_once_without_importing_jax():
     """Slow or heavy help makes the tool feel broken, and fails where JAX cannot start."""
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run([*ALM, "--help"], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - started
-    assert seconds < 1.0, "takes 0.05 s; the bound leaves room for a busy machine"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # The processor's time, for the machine may be busy; 0.05 s here.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
     for name in cli.verbs():
         assert f"  {name}  " in result.stdout
     code = "import sys, alm_jax.cli as c; c.main(['--help']); print([m for m in sys.modules " \
