@@ -145,6 +145,10 @@ def flat_names(params: Any) -> dict[str, Any]:
     }
 
 
-def run_metadata(config: ConfigDict, dataset_fingerprint: str) -> dict[str, Any]:
-    """What a checkpoint must say of itself to be used without its run."""
-    return {"config_name": config.name, "dataset_fingerprint": dataset_fingerprint}
+def run_metadata(config: ConfigDict, dataset: str, tokenizer: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: name, and fingerprints of dataset and tokenizer."""
+    return {
+        "config_name": config.name,
+        "dataset_fingerprint": dataset,
+        "tokenizer_fingerprint": tokenizer,
+    }

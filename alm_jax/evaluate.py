@@ -1,4 +1,4 @@
-"""Evaluates parameters on a split: retrieval on the clips' captions, and the training losses."""
+"""What the train loop measures on a schedule: the losses and, with a text side, retrieval."""
 
 from __future__ import annotations
 
@@ -9,88 +9,47 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from alm_jax.evaluators.retrieval import distinct_captions, retrieval_metrics
-from alm_jax.inference import Inference
+from alm_jax.api import Model
+from alm_jax.evaluation_data import Clips
+from alm_jax.evaluation_suite import embed_clips, retrieval_results
 from alm_jax.train_state import Setup
 from alm_jax.train_step import make_eval_step
 from input_pipeline.loader import eval_batches
-from input_pipeline.sources import open_split
 from input_pipeline.text import Tokenizer
 
-
-def embed_clips(
-    inference: Inference, params: Any, config: ConfigDict, tokenizer: Tokenizer, split: str
-) -> np.ndarray:
-    """Unit-norm embeddings [n, J] float32 of the clips of a split, in the split's order."""
-    rows: dict[int, np.ndarray] = {}
-    for batch in eval_batches(
-        config.data,
-        tokenizer,
-        split,
-        config.eval.batch_size,
-        bucket_seconds=tuple(config.eval.bucket_seconds),
-    ):
-        embeddings = inference.embed_audio(params, batch["audio"], batch["audio_length"])
-        for example, row, real in zip(
-            batch["example_id"], np.asarray(embeddings), batch["_mask"], strict=True
-        ):
-            if real:
-                rows[int(example)] = row
-    return np.stack([rows[i] for i in range(len(rows))])
+Evaluator = Callable[[Any], dict[str, float]]
 
 
-def embed_captions(
-    inference: Inference,
-    params: Any,
-    config: ConfigDict,
-    tokenizer: Tokenizer,
-    captions: list[str],
-) -> np.ndarray:
-    """Unit-norm embeddings [m, J] float32 of captions."""
-    size = config.eval.batch_size
-    out = []
-    for first in range(0, len(captions), size):
-        part = captions[first : first + size]
-        padded = part + [""] * (size - len(part))
-        text, mask = tokenizer.encode_batch(padded, config.data.max_text_length)
-        out.append(np.asarray(inference.embed_text(params, text, mask))[: len(part)])
-    return np.concatenate(out)
+def make_evaluator(config: ConfigDict, setup: Setup, tokenizer: Tokenizer) -> Evaluator | None:
+    """A function of the parameters that gives scalars named `eval/<split>/...`.
 
-
-def retrieval(
-    inference: Inference, params: Any, config: ConfigDict, tokenizer: Tokenizer, split: str
-) -> dict[str, Any]:
-    """Both directions against the distinct captions of the split."""
-    captions, of_clip = distinct_captions(list(open_split(config.data.dir, split).captions()))
-    return retrieval_metrics(
-        embed_clips(inference, params, config, tokenizer, split),
-        embed_captions(inference, params, config, tokenizer, captions),
-        of_clip,
-    )
-
-
-def make_evaluator(
-    config: ConfigDict, setup: Setup, tokenizer: Tokenizer
-) -> Callable[[Any], dict[str, float]] | None:
-    """What the train loop runs on schedule: losses and, with a text side, retrieval."""
+    Returns None where `config.data.eval_split` is empty. Losses are means over the whole batches
+    of the split, with the masking of training and fixed draws.
+    """
     split = config.data.eval_split
     if not split:
         return None
-    inference = Inference(config, setup.graph)
     losses = jax.jit(make_eval_step(config, setup))
+    clips = Clips.read(config.data.dir, split)
+    model: Model | None = None
 
     def evaluator(params: Any) -> dict[str, float]:
+        nonlocal model
         totals: dict[str, list[float]] = {}
         for batch in eval_batches(config.data, tokenizer, split, config.eval.batch_size):
-            real = batch.pop("_mask")
-            if real.all():
+            if batch.pop("_mask").all():
                 for name, value in losses(params, batch).items():
                     totals.setdefault(f"eval/{split}/{name}", []).append(float(value))
         scalars = {name: float(np.mean(values)) for name, values in totals.items()}
-        if config.model.text is not None:
-            found = retrieval(inference, params, config, tokenizer, split)
-            for name, value in found.items():
-                scalars[f"eval/{split}/{name}"] = value["value"]
-        return scalars
+        if config.model.text is None:
+            return scalars
+        if model is None:
+            model = Model(config, params, tokenizer, f"the run {config.name!r}")
+        else:
+            model = model.with_params(params)
+        rows = retrieval_results(
+            embed_clips(model, clips), model.embed_text(clips.captions), clips, f"eval/{split}"
+        )
+        return scalars | {name: row["value"] for name, row in rows.items()}
 
     return evaluator

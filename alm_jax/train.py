@@ -29,7 +29,7 @@ from alm_jax.parallel.sharding import describe
 from alm_jax.train_state import TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step
 from input_pipeline.loader import train_loader
-from input_pipeline.sources import open_split
+from input_pipeline.sources import open_source
 from input_pipeline.text import Tokenizer
 
 log = logging.getLogger("alm_jax")
@@ -66,7 +66,7 @@ def workdir_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     else:
-        captions = open_split(config.data.dir, config.data.train_split).captions()
+        captions = open_source(config.data.dir, config.data.train_split).captions()
         tokenizer = Tokenizer.train(
             captions,
             config.tokenizer.vocab_size,
@@ -136,7 +136,8 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
     evaluator = make_evaluator(config, setup, tokenizer)
     step_fn = jit_train_step(config, setup, batch_sharding(mesh))
     batches = device_batches(loader, batch_sharding(mesh))
-    metadata = ckpt.run_metadata(config, loader.fingerprint)
+    data_fingerprint = open_source(config.data.dir, config.data.train_split).fingerprint
+    metadata = ckpt.run_metadata(config, data_fingerprint, tokenizer.fingerprint)
     bar = tqdm(
         total=steps,
         initial=first,

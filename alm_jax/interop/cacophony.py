@@ -58,18 +58,19 @@ class _Tree:
         return np.asarray(self.flat[name], np.float32)
 
     def dense(self, ours: str, theirs: str) -> None:
-        """Dense or LayerNorm; attention kernels lose their separate head axis."""
+        """Dense or LayerNorm; the audio attention's kernels lose their separate head axis."""
+        has_heads = "MultiHeadDotProductAttention" in theirs
         if f"{theirs}/scale" in self.flat:
             self.params[f"{ours}.scale"] = self.get(f"{theirs}/scale")
         else:
             kernel = self.get(f"{theirs}/kernel")
-            outward = theirs.endswith("/out")
-            width = kernel.shape[-1] if outward else kernel.shape[0]
-            if kernel.ndim == 3:
-                kernel = kernel.reshape((-1, width) if outward else (width, -1))
+            if has_heads and theirs.endswith("/out"):
+                kernel = kernel.reshape(-1, kernel.shape[-1])
+            elif has_heads:
+                kernel = kernel.reshape(kernel.shape[0], -1)
             self.params[f"{ours}.kernel"] = kernel
         bias = self.get(f"{theirs}/bias")
-        self.params[f"{ours}.bias"] = bias.reshape(-1) if "MultiHead" in theirs else bias
+        self.params[f"{ours}.bias"] = bias.reshape(-1) if has_heads else bias
 
     def audio_stack(self, ours: str, theirs: str) -> None:
         """Unrolled audio layers -> one stacked layer."""

@@ -1,0 +1,38 @@
+"""Cacophony stage 2 at the paper's size: contrastive + captioning from the stage-1 encoder.
+
+    alm train --config=cacophony --workdir=DIR --config.data.dir=DATA \
+        --config.init_from.workdir=STAGE1
+
+Sizes are the official ones (85.26 M audio, 125.24 M text, 76.46 M decoder parameters at the RoBERTa
+vocabulary of 50,265); the tokenizer here is sentencepiece. The paper's schedule is not public:
+batch, learning rate, steps and decay are project choices.
+"""
+
+from .common import base, stage2, transformer
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Takes no argument."""
+    del arg
+    c = base()
+    c.name = "cacophony"
+    audio = transformer(768, 12, 8, activation="silu", remat="dots")
+    roberta = dict(norm="post", eps=1e-5, causal=True, dropout=0.1, init="bert", remat="dots")
+    text = transformer(768, 12, 12, **roberta)
+    decoder = transformer(768, 4, 12, cross=True, **roberta)
+    c = stage2(c, audio, text, decoder, pool_heads=8)
+    c.masking.budget = 496  # patches_seq_len of 10 s, random patch drop for longer clips
+    c.model.dtype = "bfloat16"
+    c.data.max_text_length = 77
+    c.tokenizer.vocab_size = 32_000  # project choice
+    c.data.batch_size = 1024  # project choice
+    c.optim.lr = 1e-4  # project choice
+    c.optim.warmup_steps = 2000  # project choice
+    c.optim.weight_decay = 1e-4  # project choice
+    c.train.steps = 100_000  # project choice
+    c.train.log_every_steps = 100
+    c.train.save_every_steps = 2000
+    c.train.keep = 2
+    c.eval.every_steps = 2000
+    return c
