@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline import audio_files
-from input_pipeline.opensounds import archives, licences, soundfont
+from input_pipeline.opensounds import archives, licences, notes, soundfont
 from input_pipeline.opensounds.index import Row
 
 _BATCH = 32
@@ -82,16 +82,14 @@ def _render_notes(package: str, archive: Path, paths: list[str]) -> list[Result]
         font = soundfont.load(archive, paths[0].partition("#")[0])
     except (soundfont.SoundFontError, archives.ArchiveError) as error:
         return [(package, path, b"", "unreadable", str(error)) for path in paths]
-    return [
-        _finish(package, path, soundfont.render(font, soundfont.parse_note(path))) for path in paths
-    ]
+    return [_finish(package, path, notes.render(font, notes.parse_note(path))) for path in paths]
 
 
 def _batches(package: str, archive: Path, rows: list[Row], decoded: Decoded) -> Iterator[Work]:
     """Work items of one package; a damaged archive ends them and is remembered."""
-    notes = sorted({row.path for row in rows if row.is_note})
-    for start in range(0, len(notes), _BATCH):
-        yield functools.partial(_render_notes, package, archive, notes[start : start + _BATCH])
+    note_paths = sorted({row.path for row in rows if row.is_note})
+    for start in range(0, len(note_paths), _BATCH):
+        yield functools.partial(_render_notes, package, archive, note_paths[start : start + _BATCH])
     jobs: list[Job] = []
     text = member = ""
     try:

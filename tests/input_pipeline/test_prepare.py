@@ -154,7 +154,7 @@ def test_command_line(packages: Path, tmp_path: Path) -> None:
         "--tier=tiny",
     ]
     command += [f"--output={tmp_path / 'data ü'}", f"--packages={packages}", "--workers=2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "data ü/opensounds/tiny/1.0.0"
     assert done.stdout.splitlines()[-1] == str(folder)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from input_pipeline.opensounds import fetch, index, soundfont
-from input_pipeline.opensounds.soundfont import Note
+from input_pipeline.opensounds import fetch, index, notes, soundfont
+from input_pipeline.opensounds.notes import Note
 
 RATE = 16000
 GOLDEN = Path(__file__).parents[1] / "golden/tinysoundfont_notes.npz"
@@ -40,7 +40,7 @@ def test_notes_sound_like_a_synthesiser_s(font: soundfont.SoundFont) -> None:
     """
     golden = np.load(GOLDEN)
     for path, expected in zip(golden["path"], golden["bands"], strict=True):
-        bands = _bands(soundfont.render(font, soundfont.parse_note(str(path))))
+        bands = _bands(notes.render(font, notes.parse_note(str(path))))
         assert np.corrcoef(bands.ravel(), expected.ravel())[0, 1] > 0.92, path
         assert np.abs(bands - expected).mean() < 3.0, path
 
@@ -48,7 +48,7 @@ def test_notes_sound_like_a_synthesiser_s(font: soundfont.SoundFont) -> None:
 @pytest.mark.parametrize("key", [57, 69, 81])
 def test_pitch(font: soundfont.SoundFont, key: int) -> None:
     """A caption that says A4 must hear 440 Hz."""
-    audio = soundfont.render(font, Note(0, ORGAN, key, 100))[RATE // 4 : RATE]
+    audio = notes.render(font, Note(0, ORGAN, key, 100))[RATE // 4 : RATE]
     spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio)), 1 << 17))
     frequency = 440 * 2 ** ((key - 69) / 12)
     bins = np.fft.rfftfreq(1 << 17, 1 / RATE)
@@ -62,33 +62,31 @@ def test_envelope_and_velocity(font: soundfont.SoundFont) -> None:
     def level(audio: np.ndarray, start: float, end: float) -> float:
         return float(np.sqrt(np.mean(audio[int(start * RATE) : int(end * RATE)] ** 2)))
 
-    flute = soundfont.render(font, Note(0, FLUTE, 69, 100))
+    flute = notes.render(font, Note(0, FLUTE, 69, 100))
     assert flute.dtype == np.float32 and flute.shape == (2 * RATE,)
     assert level(flute, 1.2, 1.5) > 0.5 * level(flute, 0.5, 0.8)
     assert level(flute, 1.95, 2.0) < 0.3 * level(flute, 1.2, 1.5)
-    piano = soundfont.render(font, Note(0, PIANO, 60, 100))
+    piano = notes.render(font, Note(0, PIANO, 60, 100))
     assert level(piano, 1.2, 1.5) < level(piano, 0.0, 0.3)
-    assert level(soundfont.render(font, Note(0, FLUTE, 69, 40)), 0.5, 0.8) < 0.5 * level(
+    assert level(notes.render(font, Note(0, FLUTE, 69, 40)), 0.5, 0.8) < 0.5 * level(
         flute, 0.5, 0.8
     )
     for program in (29, 62, 80, 87, 105, 107, 115):
-        assert np.abs(soundfont.render(font, Note(0, program, 68, 115))).max() < 1.0
+        assert np.abs(notes.render(font, Note(0, program, 68, 115))).max() < 1.0
 
 
 def test_what_a_font_does_not_have(font: soundfont.SoundFont, tmp_path: Path) -> None:
     """Another font, a damaged one or a mistyped note must say so."""
     with pytest.raises(soundfont.SoundFontError, match="bank 5, program 7"):
-        soundfont.render(font, Note(5, 7, 60, 90))
+        notes.render(font, Note(5, 7, 60, 90))
     for data in (b"", b"RIFF\x10\x00\x00\x00sfbkLIST", b"not a soundfont" * 100):
         with pytest.raises(soundfont.SoundFontError, match="not a SoundFont 2 file"):
             soundfont.parse(data)
-    assert soundfont.parse_note("a/b.sf2#bank=0,program=40,note=60,velocity=90") == Note(
-        0, 40, 60, 90
-    )
+    assert notes.parse_note("a/b.sf2#bank=0,program=40,note=60,velocity=90") == Note(0, 40, 60, 90)
     for path in (
         "a.sf2",
         "a.sf2#bank=0,program=x,note=60,velocity=90",
         "a.sf2#bank=0,program=1,note=60",
     ):
         with pytest.raises(ValueError, match="a note is written"):
-            soundfont.parse_note(path)
+            notes.parse_note(path)
