@@ -372,4 +372,4 @@ for name in ("cacophony", "panns"):
         os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=4", JAX_PLATFORMS="cpu"
     )
     root = pathlib.Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", code], env=env, cwd=root, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], env=env, cwd=root, check=True, timeout=300)
