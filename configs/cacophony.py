@@ -8,8 +8,9 @@ vocabulary of 50,265); the tokenizer here is sentencepiece. The paper's schedule
 batch, learning rate, steps and decay are project choices.
 """
 
-from .common import base, stage2, transformer
 from ml_collections import ConfigDict
+
+from .common import base, stage2, transformer
 
 
 def get_config(arg: str = "") -> ConfigDict:

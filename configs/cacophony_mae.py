@@ -6,8 +6,9 @@ Sizes are the official ones (85.26 M encoder + 85.85 M decoder parameters). The 
 not public: batch, learning rate, steps and decay are project choices after AudioMAE's recipe.
 """
 
-from .common import base, stage1, transformer
 from ml_collections import ConfigDict
+
+from .common import base, stage1, transformer
 
 
 def get_config(arg: str = "") -> ConfigDict:

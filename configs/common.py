@@ -3,7 +3,14 @@
 Sizes end in their unit: `_steps`, `_seconds`. Everything that is drawn follows from `seed`.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from alm_jax.audio.augment import AugmentConfig
+from alm_jax.audio.frontend import FLAVOURS
+
+SILENCE = -11.5  # log(0 + 1e-5), what the Cacophony front end gives for digital silence
 
 
 def base() -> ConfigDict:
@@ -29,7 +36,8 @@ def base() -> ConfigDict:
     c.tokenizer.vocab_size = 8000
     c.tokenizer.character_coverage = 0.9995
 
-    c.frontend = ConfigDict()  # fields of alm_jax.audio.frontend.LogMelConfig; defaults: Cacophony
+    # Every field of alm_jax.audio.frontend_config.LogMelConfig, documented there.
+    c.frontend = ConfigDict(dataclasses.asdict(FLAVOURS["cacophony"]))
     c.patches = ConfigDict()
     c.patches.time = 16  # frames
     c.patches.freq = 16  # mel bins
@@ -38,7 +46,10 @@ def base() -> ConfigDict:
     c.masking.kind = "random"
     c.masking.ratio = 0.0  # share of patches dropped in training
     c.masking.budget = 0  # patches a clip takes part with in training; 0: all
-    c.augment = ConfigDict()  # fields of alm_jax.audio.augment.AugmentConfig; defaults: off
+    c.masking.time_ratio = 0.0  # share of time columns dropped, kind "random_2d"
+    c.masking.freq_ratio = 0.0  # share of frequency rows dropped, kind "random_2d"
+    # Every field of alm_jax.audio.augment.AugmentConfig, documented there; all off.
+    c.augment = ConfigDict(dataclasses.asdict(AugmentConfig()))
 
     c.model = ConfigDict()
     c.model.dtype = "float32"  # matmul inputs; parameters are float32

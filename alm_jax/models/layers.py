@@ -62,7 +62,9 @@ def layer_norm(width: int, *, eps: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
-def embedding(rows: int, width: int, row_axis: str | None, *, std: float, rngs: nnx.Rngs) -> nnx.Param:
+def embedding(
+    rows: int, width: int, row_axis: str | None, *, std: float, rngs: nnx.Rngs
+) -> nnx.Param:
     """A [rows, width] table drawn from a normal distribution of the given standard deviation."""
     value = nnx.initializers.normal(std)(rngs.params(), (rows, width), jnp.float32)
     return nnx.Param(value, axes=(row_axis, "embed"))
@@ -122,7 +124,14 @@ class Mlp(nnx.Module):
     """Dense, activation, Dense."""
 
     def __init__(
-        self, width: int, hidden: int, activation: str, *, init: str, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        *,
+        init: str,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}; it must be one of {list(ACTIVATIONS)}")

@@ -61,6 +61,8 @@ class Pooler(nnx.Module):
         shape = (self.heads, width // self.heads)
         k = self.key(x).reshape(batch, -1, *shape)
         v = self.value(x).reshape(batch, -1, *shape)
-        q = jnp.broadcast_to(self.query.get_value().astype(x.dtype).reshape(1, 1, *shape), (batch, 1, *shape))
+        q = jnp.broadcast_to(
+            self.query.get_value().astype(x.dtype).reshape(1, 1, *shape), (batch, 1, *shape)
+        )
         y = attend(q, k, v, mask[:, None, None, :]).reshape(batch, width)
         return y if self.out is None else self.out(y)

@@ -116,7 +116,9 @@ class Forward:
     @cached_property
     def text_hidden(self) -> jax.Array:
         """[B, L, D] states of the tokens."""
-        return self.model.text(self.batch["text"], self.batch["text_mask"], key=self.key_for("text"))
+        return self.model.text(
+            self.batch["text"], self.batch["text_mask"], key=self.key_for("text")
+        )
 
     @cached_property
     def text_embedding(self) -> jax.Array:

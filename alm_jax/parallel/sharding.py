@@ -13,7 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 RULES: dict[str, str] = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
 
-def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh
+) -> PartitionSpec:
     """Spec of one parameter; a dimension its mesh axis does not divide stays whole.
 
     Args:
@@ -61,5 +63,7 @@ def describe(params: Any, shardings: Any) -> str:
         )
     head = ("parameter", "shape", "dtype", "sharding", "bytes/device")
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *rows]]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *rows]
+    ]
     return "\n".join([*lines, f"{total:,} parameters, {local:,} bytes a device"])
