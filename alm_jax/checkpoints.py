@@ -1,4 +1,4 @@
-"""Checkpoints of a workdir: state, input position and metadata, saved by orbax in the background."""
+"""Checkpoints of a workdir: state, input position and metadata, saved in the background."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from ml_collections import ConfigDict
@@ -106,7 +107,7 @@ class Checkpoints:
         with ocp.PyTreeCheckpointer() as reader:
             path = self.directory / str(step) / "state"
             wanted = {part: jax.tree.map(lambda _: 0, structure[part])}
-            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=_numpy()), wanted)
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             restored = reader.restore(
                 path,
                 args=ocp.args.PyTreeRestore(
@@ -123,12 +124,6 @@ class Checkpoints:
         """Waits for saves and releases the manager's threads."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def _numpy() -> type:
-    import numpy as np
-
-    return np.ndarray
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Embeddings and captions from a model's parameters: the functions that evaluation, export checks
-and `alm_jax.load` share.
+"""Embeddings, captions and reconstructions from a model's parameters, jitted.
+
+What evaluation, export checks and `alm_jax.load` share.
 
 Shapes: B batch, S samples, L tokens, J joint width.
 """
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
 from alm_jax.audio.patches import Patches
-from alm_jax.models.audio_text import AudioTextModel
+from alm_jax.models.audio_text import AudioTextModel, needed
 from alm_jax.objectives.forward import spectrogram, to_patches
 
 
@@ -93,6 +94,7 @@ class Inference:
         @jax.jit
         def run(params, visible, dropped):
             model = self._model(params)
-            return model.mae_decoder(model.audio(visible), visible, dropped)
+            decoder = needed(model.mae_decoder, "model.mae_decoder")
+            return decoder(model.audio(visible), visible, dropped)
 
         return run(params, visible, dropped)

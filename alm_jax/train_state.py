@@ -29,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
       ema: moving average of params, or None if `optim.ema_decay` is 0.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
     ema: Any

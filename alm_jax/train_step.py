@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(frozen.seed), state.step)
 
-        def loss_of(params):
+        def loss_of(params: Any) -> tuple[jax.Array, Metrics]:
             model = nnx.merge(setup.graph, params)
             return total_loss(Forward(model, batch, frozen, key), frozen)
 
@@ -69,7 +70,9 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(config: ConfigDict, setup: Setup, batch_sharding: jax.sharding.Sharding):
+def jit_train_step(
+    config: ConfigDict, setup: Setup, batch_sharding: jax.sharding.Sharding
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled step: state donated, shardings fixed."""
     return jax.jit(
         make_train_step(config, setup),
@@ -83,7 +86,7 @@ def make_eval_step(config: ConfigDict, setup: Setup) -> Callable[..., Metrics]:
     """The losses of a batch under the training-time masking, with fixed draws and no update."""
     frozen = config.copy_and_resolve_references()
 
-    def eval_step(params, batch: Batch) -> Metrics:
+    def eval_step(params: Any, batch: Batch) -> Metrics:
         forward = Forward(nnx.merge(setup.graph, params), batch, frozen, jax.random.key(0))
         loss, metrics = total_loss(forward, frozen)
         return metrics | {"loss": loss}

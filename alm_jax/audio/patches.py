@@ -1,6 +1,6 @@
 """Log-mel spectrograms as sets of patches that know their time and frequency place.
 
-Source: Cacophony `src/caco/dataset.py` (token order, padding rule), AudioMAE section 3 (16 x 16 patches).
+Source: Cacophony `src/caco/dataset.py` (token order, padding rule), AudioMAE section 3 (16 x 16).
 Shapes: B batch, T frames, F mel bins, N patches, P patch pixels.
 """
 

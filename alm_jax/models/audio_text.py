@@ -7,17 +7,33 @@ Shapes: B batch, N patches, L tokens, D width, J joint width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
 from alm_jax.audio.patches import Patches
+from alm_jax.errors import UserError
 from alm_jax.models.audio_vit import AudioViT, MaeDecoder, PatchShape
 from alm_jax.models.layers import linear
 from alm_jax.models.poolers import Pooler
 from alm_jax.models.text_roberta import CaptionDecoder, TextRoberta
 from alm_jax.models.transformer import Cache, TransformerConfig
+
+Part = TypeVar("Part")
+
+
+def needed(part: Part | None, field: str) -> Part:
+    """The part, or an error that names the config field that would have made it.
+
+    Raises:
+      UserError: if the part is None.
+    """
+    if part is None:
+        raise UserError(f"this model has no config.{field}; train one with it")
+    return part
 
 
 def normalize(x: jax.Array) -> jax.Array:
@@ -97,15 +113,16 @@ class AudioTextModel(nnx.Module):
 
     def embed_text(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, J] unit-norm embeddings of token ids [B, L] with mask [B, L]."""
-        return self.text_embedding(self.text(tokens, mask), mask)
+        return self.text_embedding(needed(self.text, "model.text")(tokens, mask), mask)
 
     def init_caches(self, audio_hidden: jax.Array, length: int) -> tuple[Cache, Cache]:
         """Empty caches of text tower and caption decoder for captions of up to `length` tokens."""
         batch = audio_hidden.shape[0]
-        context = self.caption_decoder.project(audio_hidden)
+        text = needed(self.text, "model.text")
+        decoder = needed(self.caption_decoder, "model.caption_decoder")
         return (
-            self.text.transformer.init_cache(batch, length),
-            self.caption_decoder.transformer.init_cache(batch, length, context),
+            text.transformer.init_cache(batch, length),
+            decoder.transformer.init_cache(batch, length, decoder.project(audio_hidden)),
         )
 
     def decode_step(
@@ -116,8 +133,7 @@ class AudioTextModel(nnx.Module):
         audio_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[Cache, Cache]]:
         """Next-token logits [B, V] after token [B, 1] at `position`, and the grown caches."""
-        x, text_cache = self.text.decode(token, caches[0], position)
-        x, decoder_cache = self.caption_decoder.transformer.decode(
-            x, caches[1], position, audio_mask
-        )
-        return self.caption_decoder.logits(x)[:, 0], (text_cache, decoder_cache)
+        decoder = needed(self.caption_decoder, "model.caption_decoder")
+        x, text_cache = needed(self.text, "model.text").decode(token, caches[0], position)
+        x, decoder_cache = decoder.transformer.decode(x, caches[1], position, audio_mask)
+        return decoder.logits(x)[:, 0], (text_cache, decoder_cache)

@@ -116,6 +116,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, context: jax.Array | None = None, mask: jax.Array | None = None
     ) -> jax.Array:
+        """[B, L, D] from x [B, L, D] attending to the context [B, K, D], masked as in `attend`."""
         k, v = self.keys_values(x if context is None else context)
         return self.from_keys_values(x, k, v, mask)
 
@@ -140,6 +141,7 @@ class Mlp(nnx.Module):
         self.down = linear(hidden, width, ("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 

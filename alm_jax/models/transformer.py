@@ -8,7 +8,8 @@ Shapes: B batch, L length, K context length, D width, H heads, E head size.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,14 @@ class Block(nnx.Module):
         self.mlp = Mlp(c.width, c.mlp_dim, c.activation, init=c.init, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(c.width, eps=c.eps, rngs=rngs)
 
-    def residual(self, x, norm, branch, key, rate):
+    def residual(
+        self,
+        x: jax.Array,
+        norm: nnx.LayerNorm,
+        branch: Callable[[jax.Array], jax.Array],
+        key: jax.Array | None,
+        rate: jax.Array | float,
+    ) -> jax.Array:
         """Adds branch(x) to x in the configured LayerNorm order."""
         drop_key = path_key = None
         if key is not None:
@@ -107,9 +115,17 @@ class Block(nnx.Module):
             y = drop_path(y, rate, path_key)
         return x + y if pre else norm(x + y).astype(x.dtype)
 
-    def __call__(self, x, mask, context, context_mask, key, rate):
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        context: jax.Array | None,
+        context_mask: jax.Array | None,
+        key: jax.Array | None,
+        rate: jax.Array,
+    ) -> jax.Array:
         """One layer over whole sequences; see `Transformer.__call__`."""
-        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        keys: Any = [None] * 3 if key is None else jax.random.split(key, 3)
         x = self.residual(
             x, self.attention_norm, lambda h: self.attention(h, mask=mask), keys[0], rate
         )
@@ -119,17 +135,25 @@ class Block(nnx.Module):
             )
         return self.residual(x, self.mlp_norm, self.mlp, keys[2], rate)
 
-    def decode(self, x, cache: Cache, position, mask, context_mask):
+    def decode(
+        self,
+        x: jax.Array,
+        cache: Cache,
+        position: jax.Array,
+        mask: jax.Array,
+        context_mask: jax.Array | None,
+    ) -> tuple[jax.Array, Cache]:
         """One layer over one new token [B, 1, D] at `position`; returns it and its new cache."""
         new: dict[str, jax.Array] = {}
 
-        def self_attention(h):
+        def self_attention(h: jax.Array) -> jax.Array:
             k, v = self.attention.keys_values(h)
             new["keys"] = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, position, axis=1)
             new["values"] = jax.lax.dynamic_update_slice_in_dim(cache.values, v, position, axis=1)
             return self.attention.from_keys_values(h, new["keys"], new["values"], mask)
 
-        def cross_attention(h):
+        def cross_attention(h: jax.Array) -> jax.Array:
+            assert cache.context_keys is not None and cache.context_values is not None
             return self.cross.from_keys_values(
                 h, cache.context_keys, cache.context_values, context_mask
             )
@@ -202,6 +226,8 @@ class Transformer(nnx.Module):
         if not c.cross:
             return Cache(zeros, zeros, None, None)
         graph, stack = nnx.split(self.blocks)
+        if context is None:
+            raise ValueError("a cross-attending stack needs its context to fill the cache")
         keys, values = jax.lax.map(
             lambda state: nnx.merge(graph, state).cross.keys_values(context), stack
         )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from alm_jax.models.audio_text import needed
 from alm_jax.objectives.forward import Forward
 
 REDUCTIONS = ("positions", "tokens")
@@ -64,12 +65,10 @@ def captioning(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[st
       The loss, and `captioning_loss`, `captioning_accuracy`.
 
     Raises:
-      ValueError: if there is no decoder, or the text tower is not causal and would see the answer.
+      UserError, ValueError: if there is no decoder, or the text tower is not causal and would see the answer.
     """
-    decoder = forward.model.caption_decoder
-    if decoder is None:
-        raise ValueError("objectives.captioning needs model.caption_decoder")
-    if not forward.model.text.config.causal:
+    decoder = needed(forward.model.caption_decoder, "model.caption_decoder")
+    if not needed(forward.model.text, "model.text").config.causal:
         raise ValueError("objectives.captioning needs model.text.causal=True: the decoder reads it")
     logits = decoder(
         forward.text_hidden,

@@ -19,7 +19,7 @@ from alm_jax.audio.augment import AugmentConfig, augment_spectrogram, augment_wa
 from alm_jax.audio.frontend import LogMelConfig, log_mel, num_frames, pcm_to_float
 from alm_jax.audio.masking import MaskingConfig, View, example_keys, mask_view
 from alm_jax.audio.patches import Patches, patchify
-from alm_jax.models.audio_text import AudioTextModel
+from alm_jax.models.audio_text import AudioTextModel, needed
 
 
 def spectrogram(
@@ -77,7 +77,10 @@ class Forward:
 
     def example_keys(self, name: str) -> jax.Array:
         """[B] keys for one use; each depends on the step and the example's id alone."""
-        return example_keys(self.key_for(name), self.batch["example_id"])
+        key = self.key_for(name)
+        if key is None:
+            raise ValueError("evaluation draws nothing: there is no key")
+        return example_keys(key, self.batch["example_id"])
 
     @cached_property
     def mel(self) -> tuple[jax.Array, jax.Array]:
@@ -116,9 +119,8 @@ class Forward:
     @cached_property
     def text_hidden(self) -> jax.Array:
         """[B, L, D] states of the tokens."""
-        return self.model.text(
-            self.batch["text"], self.batch["text_mask"], key=self.key_for("text")
-        )
+        text = needed(self.model.text, "model.text")
+        return text(self.batch["text"], self.batch["text_mask"], key=self.key_for("text"))
 
     @cached_property
     def text_embedding(self) -> jax.Array:

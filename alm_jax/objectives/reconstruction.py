@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from alm_jax.models.audio_text import needed
 from alm_jax.objectives.forward import Forward
 
 
@@ -34,15 +35,14 @@ def reconstruction(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dic
       predicting the mean of the targets, which a flat loss would sit at.
 
     Raises:
-      ValueError: if the config masks nothing or has no decoder.
+      UserError, ValueError: if the config masks nothing or has no decoder.
     """
     visible, dropped = forward.view
     if dropped is None:
         raise ValueError("objectives.reconstruction needs dropped patches: set masking.ratio > 0")
-    if forward.model.mae_decoder is None:
-        raise ValueError("objectives.reconstruction needs model.mae_decoder")
+    decoder = needed(forward.model.mae_decoder, "model.mae_decoder")
     hidden = forward.audio_hidden
-    prediction = forward.model.mae_decoder(hidden, visible, dropped, key=forward.key_for("mae"))
+    prediction = decoder(hidden, visible, dropped, key=forward.key_for("mae"))
     target = patch_target(dropped.values, config.normalize_target)
     weight = dropped.mask.astype(jnp.float32)
     count = jnp.maximum(weight.sum(), 1.0)

@@ -44,7 +44,7 @@ def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict[str, Any]:
 
 
 def describe(params: Any, shardings: Any) -> str:
-    """A table: parameter, shape, dtype, sharding, bytes per device; largest first last line total."""
+    """A table: parameter, shape, dtype, sharding, bytes a device; the last line is the total."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     specs = jax.tree.leaves(shardings)
     rows, total, local = [], 0, 0
