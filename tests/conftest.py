@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,8 @@ def tiny_dataset(tiny_packages: Path) -> Path:
     datasets = cache_folder() / "datasets"
     current = datasets / _code_digest()
     folder = prepare_opensounds("tiny", current, packages=tiny_packages, require_all=True)
-    for other in datasets.iterdir():  # builds of earlier code
-        if other != current:
+    for other in datasets.iterdir():
+        # Builds of earlier code; a recent one may serve another checkout's tests right now.
+        if other != current and time.time() - other.stat().st_mtime > 24 * 3600:
             shutil.rmtree(other, ignore_errors=True)
     return folder
