@@ -72,6 +72,11 @@ class AudioTextModel(nnx.Module):
             )
         if model.text is None:
             return
+        if config.data.max_text_length > model.max_positions:
+            raise UserError(
+                f"data.max_text_length={config.data.max_text_length} is more than "
+                f"model.max_positions={model.max_positions}; raise the latter"
+            )
         joint = model.embed_dim
         text = TransformerConfig(**model.text)
         self.audio_pool = Pooler(

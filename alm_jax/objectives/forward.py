@@ -30,6 +30,11 @@ def spectrogram(
     return log_mel(audio, frontend, length=audio_length), frames
 
 
+def silence(frontend: LogMelConfig) -> float:
+    """What `spectrogram` holds past a clip's last frame."""
+    return float(frontend.normalise(frontend.padding_log_value))
+
+
 def to_patches(
     mel: jax.Array, frames: jax.Array, config: ConfigDict, frontend: LogMelConfig
 ) -> Patches:
@@ -40,7 +45,7 @@ def to_patches(
         patch_time=config.patches.time,
         patch_freq=config.patches.freq,
         tail=config.patches.tail,
-        silence=float(frontend.normalise(frontend.padding_log_value)),
+        silence=silence(frontend),
     )
 
 
@@ -91,7 +96,8 @@ class Forward:
         augment = AugmentConfig(**self.config.augment)
         audio = augment_waveform(self.example_keys("waveform"), audio, length, augment)
         mel, frames = spectrogram(audio, length, self.frontend)
-        return augment_spectrogram(self.example_keys("spectrogram"), mel, frames, augment)
+        keys = self.example_keys("spectrogram")
+        return augment_spectrogram(keys, mel, frames, augment, padding_value=silence(self.frontend))
 
     @cached_property
     def patches(self) -> Patches:
