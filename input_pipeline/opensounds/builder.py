@@ -44,6 +44,9 @@ class OpenSounds(tfds.core.GeneratorBasedBuilder):
 
     name = "opensounds"
     VERSION = tfds.core.Version(index.VERSION)
+    # TFDS looks beside the code for checksums of downloads, which we have none of, and would import
+    # importlib_resources for that, which it does not declare.
+    code_path: ClassVar = None
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=tier) for tier in index.TIERS]
 
     def __init__(
