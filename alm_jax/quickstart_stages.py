@@ -20,12 +20,12 @@ from alm_jax.baseline import ridge_results
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
 from alm_jax.evaluation_files import load_evaluation, save_evaluation
-from alm_jax.evaluation_suite import embed_clips, evaluate_split, retrieval_results
+from alm_jax.evaluation_suite import Evaluation, embed_clips, evaluate_split, retrieval_results
 from alm_jax.evaluators.results import format_table, read_results, write_results
 from alm_jax.export import real_examples
+from alm_jax.interop.exported import read_model
 from alm_jax.interop.model_card import DataSummary
 from alm_jax.interop.torch_export import export_torch, load_module
-from alm_jax.model_folder import read_folder
 from alm_jax.report import numbers
 from alm_jax.report.content import gather, machine
 from alm_jax.report.page import write_page
@@ -91,16 +91,24 @@ def run_training(config: ConfigDict, workdir: Path) -> None:
     gc.collect()
 
 
+def score(workdir: Path, directory: str | os.PathLike[str], split: str) -> Evaluation:
+    """Scores a run's last checkpoint, and drops what was compiled for it."""
+    evaluation = evaluate_split(load(workdir), directory, split)
+    jax.clear_caches()
+    return evaluation
+
+
 def evaluate(workdir: Path, directory: Path, split: str, folder: Path, results: Path) -> None:
     """Scores stage 2's model and the baseline; starts results.json anew."""
-    model = load(workdir)
-    evaluation = evaluate_split(model, directory, split)
+    evaluation = score(workdir, directory, split)
     save_evaluation(evaluation, folder)
     print("      ridge baseline on the same split")
-    ridge = ridge_results(evaluation.clips, model.config.data.train_split, "validation")
+    ridge = ridge_results(
+        evaluation.clips, read_config(workdir / "config.json").data.train_split, "validation"
+    )
     size = {
         "model/parameters": {
-            "value": sum(np.size(leaf) for leaf in jax.tree.leaves(read_folder(workdir)[1])),
+            "value": sum(np.size(leaf) for leaf in jax.tree.leaves(read_model(workdir)[1])),
             "chance": None,
             "unit": "count",
             "protocol": "all parameters of stage 2's model, both towers and the caption decoder",

@@ -68,6 +68,7 @@ def gather(
         summary=_summary(evaluation, results, data, config),
         facts=_facts(evaluation, results, data),
         comparisons=numbers.comparisons(results),
+        baselines=any(name.startswith(numbers.RIDGE) for name in results),
         subsets=numbers.subset_table(results),
         charts=loss_charts(run),
         stage1=stage1,

@@ -84,9 +84,9 @@ def comparisons(results: Results) -> list[Comparison]:
         name = f"{MODEL}/retrieval/{direction}/{metric}"
         ridge = results.get(f"{RIDGE}/retrieval/{direction}/{metric}")
         others = [("ridge regression", "baseline", ridge["value"])] if ridge else []
-        strong = results.get(f"{RIDGE}_covariances/retrieval/{direction}/{metric}")
+        strong = results.get(f"{RIDGE}_whitened/retrieval/{direction}/{metric}")
         if strong:
-            others.append(("ridge with covariances", "baseline", strong["value"]))
+            others.append(("ridge, whitened captions", "baseline", strong["value"]))
         found += _comparison(results, name, f"{title} ({metric})", others)
     for task, title in (
         ("general_midi", "Instrument of a note named right"),
@@ -124,7 +124,9 @@ def verdict(results: Results) -> str:
     beaten = f"ridge regression on log-mel statistics ({shown(ridge['value'], 'fraction')})"
     if model["value"] > max(ridge["value"], model["chance"]):
         points = 100 * (model["value"] - ridge["value"])
-        return f"That is {points:.1f} points more than {beaten}."
+        strong = results.get(f"{RIDGE}_whitened/{name}")
+        also = f"; with whitened captions ridge reaches {shown(strong['value'], 'fraction')}"
+        return f"That is {points:.1f} points more than {beaten}{also if strong else ''}."
     other = beaten if ridge["value"] >= model["chance"] else "chance"
     return (
         f"That is no better than {other}: this model has learned too little to be of use. Train "
@@ -133,7 +135,7 @@ def verdict(results: Results) -> str:
 
 
 def subset_table(results: Results) -> list[dict[str, Any]]:
-    """Retrieval on each set of clips: model, ridge and chance of four numbers."""
+    """Retrieval on each set of clips: four numbers of the model, the baselines and chance."""
     table = []
     for suffix, title in SUBSETS.items():
         cells = []
@@ -143,14 +145,13 @@ def subset_table(results: Results) -> list[dict[str, Any]]:
             if row is None:
                 break
             first = first or row
-            ridge = results.get(f"{RIDGE}/retrieval{suffix}/{direction}/{metric}")
-            cells.append(
-                {
-                    "model": shown(row["value"], row["unit"]),
-                    "ridge": shown(ridge["value"], row["unit"]) if ridge else "–",
-                    "chance": shown(row["chance"], row["unit"]),
-                }
-            )
+            cell = {"model": shown(row["value"], row["unit"])}
+            for baseline, label in ((RIDGE, "ridge"), (f"{RIDGE}_whitened", "whitened ridge")):
+                other = results.get(f"{baseline}/retrieval{suffix}/{direction}/{metric}")
+                if other:
+                    cell[label] = shown(other["value"], row["unit"])
+            cell["chance"] = shown(row["chance"], row["unit"])
+            cells.append(cell)
         if cells:
             name = title if suffix else str(first.get("clips", title))
             table.append({"title": name, "cells": cells, "sizes": sizes(first)})

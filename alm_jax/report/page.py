@@ -71,6 +71,7 @@ class Report:
       summary: sentences under the heading.
       facts: (label, value) pairs.
       comparisons: headline numbers.
+      baselines: whether ridge regression is among what they are compared with.
       subsets: `numbers.subset_table`.
       charts: loss curves.
       stage1: clips with reconstructions.
@@ -95,6 +96,7 @@ class Report:
     summary: list[str]
     facts: list[tuple[str, str]]
     comparisons: list[Comparison]
+    baselines: bool
     subsets: list[dict[str, Any]]
     charts: list[Chart]
     stage1: list[Shown]

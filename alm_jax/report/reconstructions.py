@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from alm_jax.audio.masking import MaskingConfig, mask_view
 from alm_jax.audio.patches import Patches
 from alm_jax.inference import Inference
-from alm_jax.model_folder import read_folder
+from alm_jax.interop.exported import read_model
 from alm_jax.train_state import model_graph
 
 COLOURS = "magma"
@@ -64,7 +64,7 @@ def panels(workdir: str, clips: Sequence[NDArray[np.int16]], *, seed: int = 0) -
       clips: int16 [S] at the model's sample rate; the first `data.max_seconds` are shown.
       seed: of the draw.
     """
-    config, params, _, _ = read_folder(workdir)
+    config, params, _ = read_model(workdir)
     graph, _ = model_graph(config, 0)
     inference = Inference(config, graph)
     masking = MaskingConfig(**(config.masking.to_dict() | {"budget": 0}))
@@ -75,7 +75,7 @@ def panels(workdir: str, clips: Sequence[NDArray[np.int16]], *, seed: int = 0) -
     for row, clip in enumerate(clips):
         length[row] = min(len(clip), size)
         audio[row, : length[row]] = clip[:size]
-    patches = inference.patches(jnp.asarray(audio), jnp.asarray(length))
+    patches = jax.jit(inference.patches)(jnp.asarray(audio), jnp.asarray(length))
     keys = jax.random.split(jax.random.key(seed), len(clips))
     visible, dropped = mask_view(keys, patches, masking)
     if dropped is None:
