@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from alm_jax import checkpoints as ckpt
+from alm_jax import cli
 from alm_jax.config import config_diff, parse_train_argv, read_config, save_config
 from alm_jax.errors import UserError
 from alm_jax.evaluate import make_evaluator
@@ -199,4 +200,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.run(main, prog="alm train"))

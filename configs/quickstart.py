@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.name = "quickstart-mae"
         c = stage1(c, audio_tower(), transformer(128, 2, 4, activation="silu", unroll=2))
         c.masking.budget = 64
-        c.train.steps = 40 if tiny else 150
+        c.train.steps = 40 if tiny else 100
         return c
     c.name = "quickstart"
     text = transformer(192, 2, 4, causal=True, eps=1e-5, activation="gelu_tanh", unroll=2)

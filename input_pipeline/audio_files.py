@@ -30,6 +30,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from alm_jax.errors import UserError
+
 Reason = Literal["missing", "unreadable", "not_audio", "empty", "non_finite"]
 
 SAMPLE_RATE = 16000
@@ -48,7 +50,7 @@ AUDIO_SUFFIXES = frozenset(
 )
 
 
-class AudioError(ValueError):
+class AudioError(UserError):
     """An audio file that cannot be used.
 
     Attributes:

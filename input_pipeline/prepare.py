@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from alm_jax import cli
 from input_pipeline.opensounds import index
 from input_pipeline.opensounds.build import PrepareError, prepare_opensounds
 
@@ -40,26 +41,25 @@ def main(argv: list[str] | None = None) -> int:
     """Runs ``alm prepare``.
 
     Returns:
-      0, or 1 where the dataset cannot be built (the reason and the remedy go to stderr).
+      0.
+
+    Raises:
+      PrepareError: the dataset cannot be built; the message says why and the remedy.
     """
     parser = _parser()
     options = parser.parse_args(argv)
     if options.workers < 0:
         parser.error(f"--workers={options.workers}: must not be negative")
-    try:
-        folder = prepare_opensounds(
-            options.tier,
-            options.output,
-            options.packages,
-            options.workers,
-            require_all=options.require_all,
-        )
-    except (PrepareError, OSError) as error:
-        print(f"alm prepare: {error}", file=sys.stderr)
-        return 1
+    folder = prepare_opensounds(
+        options.tier,
+        options.output,
+        options.packages,
+        options.workers,
+        require_all=options.require_all,
+    )
     print(folder)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(cli.run(main, prog="alm prepare"))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alm_jax.errors import UserError
 from input_pipeline.opensounds import fetch, index, report
 from input_pipeline.opensounds.index import VERSION
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from input_pipeline.opensounds.decode import Decoded
 
 
-class PrepareError(RuntimeError):
+class PrepareError(UserError):
     """A dataset cannot be built; the message names the remedy."""
 
 

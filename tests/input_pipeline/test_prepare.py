@@ -15,6 +15,7 @@ import soundfile
 import soxr
 import tensorflow_datasets as tfds
 
+from alm_jax import cli
 from input_pipeline import prepare
 from input_pipeline.opensounds import archives, build, captions, fetch, index, splits
 from input_pipeline.prepare import PrepareError, prepare_opensounds
@@ -257,10 +258,10 @@ def test_nothing_to_build_from(tmp_path: Path, capsys: pytest.CaptureFixture[str
     empty = tmp_path / "empty"
     empty.mkdir()
     arguments = ["--tier=tiny", f"--output={tmp_path}"]
-    assert prepare.main([*arguments, f"--packages={empty}"]) == 1
+    assert cli.run(prepare.main, [*arguments, f"--packages={empty}"]) == 2
     said = capsys.readouterr().err
     assert "not one clip could be decoded" in said and "apt-get download minetest-data" in said
-    assert prepare.main([*arguments, f"--packages={tmp_path / 'nowhere'}"]) == 1
+    assert cli.run(prepare.main, [*arguments, f"--packages={tmp_path / 'nowhere'}"]) == 2
     assert "no such folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare.main(["--tier=huge"])
