@@ -58,12 +58,14 @@ class Comparison:
 
 
 def shown(value: float | None, unit: str = "score") -> str:
-    """A value with its unit: fractions in percent, ranks and seconds with one digit."""
+    """A value as its unit wants it: fractions in percent, ranks and seconds with one digit."""
     if value is None:
         return "–"
     if unit == "fraction":
         return f"{100 * value:.1f}%"
-    if unit in ("rank", "seconds", "steps/s"):
+    if unit == "relative":
+        return f"{value:.1e}"
+    if unit in ("rank", "seconds", "GB"):
         return f"{value:,.1f}"
     return f"{value:,.0f}" if unit == "count" else f"{value:.3f}"
 
@@ -125,8 +127,10 @@ def verdict(results: Results) -> str:
     if model["value"] > max(ridge["value"], model["chance"]):
         points = 100 * (model["value"] - ridge["value"])
         strong = results.get(f"{RIDGE}_whitened/{name}")
-        also = f"; with whitened captions ridge reaches {shown(strong['value'], 'fraction')}"
-        return f"That is {points:.1f} points more than {beaten}{also if strong else ''}."
+        also = ""
+        if strong:
+            also = f"; with whitened captions ridge reaches {shown(strong['value'], 'fraction')}"
+        return f"That is {points:.1f} points more than {beaten}{also}."
     other = beaten if ridge["value"] >= model["chance"] else "chance"
     return (
         f"That is no better than {other}: this model has learned too little to be of use. Train "

@@ -105,8 +105,9 @@ def panels(workdir: str, clips: Sequence[NDArray[np.int16]], *, seed: int = 0) -
                 seconds=frames * inference.frontend.hop_length / inference.frontend.sample_rate,
                 visible_patches=len(seen.values),
                 patches=len(whole.values),
-                error=float(np.mean((guess - truth) ** 2)),
-                mean_error=float(np.mean((truth - truth.mean(0)) ** 2)),
+                # A clip of a single patch has nothing to predict.
+                error=float(np.mean((guess - truth) ** 2)) if len(truth) else 0.0,
+                mean_error=float(np.mean((truth - truth.mean(0)) ** 2)) if len(truth) else 0.0,
                 patch_scaled=normalised,
             )
         )
@@ -133,9 +134,11 @@ def _picture(
     like: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """[T, F] with patches in their places, NaN elsewhere."""
-    columns = int(np.asarray(patches.time).max()) + 1
-    size = (columns * shape[0], rows * shape[1]) if like is None else like.shape
-    grid = np.full(size, np.nan, np.float32)
+    if like is None:
+        columns = int(np.asarray(patches.time).max()) + 1
+        grid = np.full((columns * shape[0], rows * shape[1]), np.nan, np.float32)
+    else:
+        grid = np.full_like(like, np.nan)
     for value, time, freq in zip(values, patches.time, patches.freq, strict=True):
         here = (
             slice(time * shape[0], (time + 1) * shape[0]),
