@@ -82,17 +82,27 @@ def mask_view(keys: jax.Array, patches: Patches, config: MaskingConfig) -> View:
         return View(patches, None)
     noise = _noise(keys, patches, config)
     order = jnp.argsort(noise, axis=1)
-    count = jnp.minimum(patches.mask.sum(axis=1), budget)
-    keep = jnp.maximum(jnp.floor(count * config.keep_share + 1e-4).astype(jnp.int32), 1)
+    total = patches.mask.sum(axis=1)
     visible_slots = max(1, math.floor(budget * config.keep_share + 1e-4))
+    if config.kind == "random":
+        count = jnp.minimum(total, budget)
+        kept = jnp.maximum(jnp.floor(count * config.keep_share + 1e-4).astype(jnp.int32), 1)
+        dropped_slots = budget - visible_slots + 1
+    else:
+        # Whole rows and columns are fewer patches than the product of the shares: 3 of 7 columns
+        # and 4 of 8 rows are 12 of 56, not 14.
+        kept = (noise < 0.5).sum(axis=1)
+        dropped_slots = budget
+    keep = jnp.minimum(kept, visible_slots)
     visible = _ranked(patches, order, jnp.zeros_like(keep), keep, visible_slots)
     if config.keep_share == 1.0:
         return View(visible, None)
-    return View(visible, _ranked(patches, order, keep, count, budget - visible_slots + 1))
+    end = jnp.minimum(total, kept + budget - keep)
+    return View(visible, _ranked(patches, order, kept, end, dropped_slots))
 
 
 def _noise(keys: jax.Array, patches: Patches, config: MaskingConfig) -> jax.Array:
-    """[B, N] sort keys: the lowest stay visible, padding comes last."""
+    """[B, N] sort keys: the lowest stay visible (2-D: those below 0.5), padding comes last."""
     slots = patches.mask.shape[1]
     noise = jax.vmap(lambda k: jax.random.uniform(k, (slots,)))(keys)
     if config.kind == "random_2d":
