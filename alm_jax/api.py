@@ -31,7 +31,8 @@ from alm_jax.checkpoints import flat_names
 from alm_jax.clips import as_clips
 from alm_jax.errors import UserError
 from alm_jax.inference import Inference
-from alm_jax.model_folder import check_fit, read_folder
+from alm_jax.interop.exported import read_model
+from alm_jax.model_folder import check_fit, find_model
 from alm_jax.models.audio_text import normalize
 from alm_jax.train_state import model_graph
 from alm_jax.window_batches import ClipResult, bucket_sizes, each_clip
@@ -338,7 +339,8 @@ def load(folder: str | os.PathLike[str]) -> Model:
     Raises:
       UserError: it is neither; a part is missing; or the parts do not fit together.
     """
-    config, params, tokenizer, path = read_folder(folder)
+    path = find_model(folder)
+    config, params, tokenizer = read_model(path)
     return Model(config, params, tokenizer, str(path))
 
 

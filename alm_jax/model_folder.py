@@ -1,4 +1,4 @@
-"""Finds out what a folder holds, a run or an export, and reads the model in it."""
+"""What a folder with a model must hold, and what to say when it does not."""
 
 from __future__ import annotations
 
@@ -7,45 +7,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from alm_jax.checkpoints import Checkpoints, flat_names
-from alm_jax.config import read_config
+from alm_jax.checkpoints import flat_names
 from alm_jax.errors import UserError
-from input_pipeline.text import FILE_NAME, Tokenizer
+from alm_jax.interop.exported import WEIGHTS_NAME
 
 
-def read_folder(folder: str | os.PathLike[str]) -> tuple[ConfigDict, Any, Tokenizer | None, Path]:
-    """Reads a run's workdir (its last whole checkpoint) or a folder that `alm export` wrote.
+def find_model(folder: str | os.PathLike[str]) -> Path:
+    """Returns the path of a run's workdir or an exported folder.
 
     Args:
       folder: local path; `~` is the home folder.
 
-    Returns:
-      The config, the parameters (nested dict of arrays), the tokenizer (None if the model has no
-      text side), and the folder's path.
-
     Raises:
-      UserError: it is neither, or a part is missing.
+      UserError: it holds neither; the message names what was looked for, and where near by it is.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(f"no folder {path}: give the workdir of a run, or an exported folder")
-    if _is_workdir(path):
-        config = read_config(path / "config.json")
-        tokenizer = None if config.model.text is None else Tokenizer.load(path / FILE_NAME)
-        checkpoints = Checkpoints(path, read_only=True)
-        try:
-            params, _ = checkpoints.restore_params()
-        finally:
-            checkpoints.close()
-    elif _is_export(path):
-        from alm_jax.interop.exported import read_export
+    if _holds_model(path):
+        return path
+    # runs/quickstart instead of runs/quickstart/clap, or .../checkpoints instead of the workdir.
+    near = [*path.absolute().parents[:2], *sorted(child for child in path.iterdir())]
+    found = [str(other) for other in near if _holds_model(other)]
+    hint = f"; did you mean {' or '.join(found[:3])}?" if found else ""
+    raise UserError(
+        f"{path} holds no model: it is neither a run's workdir (config.json and checkpoints/) nor"
+        f" an exported folder (config.json and {WEIGHTS_NAME}){hint}"
+    )
 
-        config, params, tokenizer = read_export(path)
-    else:
-        raise UserError(_neither(path))
-    return config, params, tokenizer, path
+
+def _holds_model(path: Path) -> bool:
+    weights = (path / "checkpoints").is_dir() or (path / WEIGHTS_NAME).is_file()
+    return weights and (path / "config.json").is_file()
 
 
 def check_fit(wanted: Any, found: Any, origin: str) -> None:
@@ -71,29 +64,6 @@ def check_fit(wanted: Any, found: Any, origin: str) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
-            f"the parameters in {origin} are not those of its config.json and {FILE_NAME}:"
+            f"the parameters in {origin} are not those of its config and tokenizer:"
             f" {'; '.join(problems[:3])}{more}. Were files of two runs mixed?"
         )
-
-
-def _is_workdir(path: Path) -> bool:
-    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
-
-
-def _is_export(path: Path) -> bool:
-    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
-
-
-def _neither(path: Path) -> str:
-    """Says what was looked for, and where near by it is."""
-    near = sorted(child for child in path.iterdir() if child.is_dir())
-    found = [
-        str(child)
-        for child in [*path.parents[:2], *near]
-        if _is_workdir(child) or _is_export(child)
-    ]
-    hint = f"; did you mean {' or '.join(found[:3])}?" if found else ""
-    return (
-        f"{path} holds no model: neither a run's workdir (config.json and checkpoints/) nor an"
-        f" exported folder (config.json and *.safetensors){hint}"
-    )

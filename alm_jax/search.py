@@ -10,6 +10,7 @@ and silent ones, are named on stderr and left out.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -86,10 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.text is None:
         from alm_jax.search_page import serve
 
-        try:
-            serve(model, index, args.port)
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
+        # Ended by a signal, the server still removes its temporary files.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        serve(model, index, args.port)
         return 0
     if model.is_cut(args.text):
         print(

@@ -173,7 +173,7 @@ def _embed(
             if result.error is not None:
                 problem = f"{result.error.reason}: {result.error.detail}"
             elif result.silent:
-                problem = "silent: nothing but digital silence"
+                problem = "silent: never above -72 dB"
             embedding = np.zeros(model.embed_dim, np.float32)
             if result.value is not None and not problem:
                 embedding = result.value

@@ -7,12 +7,14 @@ the folder of sounds and that of its own previews.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import html
 import importlib.util
 import os
 import tempfile
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +106,8 @@ class Page:
     def _source(self, path: Path) -> tuple[str, str]:
         """The address of something a browser plays, and what to say of it."""
         try:
-            if not _plays(path):
+            # gradio serves what a link in the folder points to only if that lies in it as well.
+            if not _plays(path) or not path.resolve().is_relative_to(self.index.folder):
                 return _address(self._preview(path)), " · preview"
         except (AudioError, OSError, soundfile.LibsndfileError):
             # Deleted or damaged since it was indexed.
@@ -179,21 +182,20 @@ def make_page(page: Page) -> Any:
     import gradio
 
     index = page.index
-    left_out = f", {len(index.skipped)} left out" if index.skipped else ""
-    title = f"# Sounds in {_shown(index.folder.name or str(index.folder))}"
-    about = f"{len(index)} sounds{left_out}. Type a description; the best matches come first."
+    left_out = f" ({len(index.skipped)} left out)" if index.skipped else ""
+    folder = html.escape(_shown(os.fspath(index.folder)))
     with gradio.Blocks(title="alm search", analytics_enabled=False) as blocks:
-        gradio.Markdown(f"{title}\n{about}")
+        gradio.HTML(f"<h2>Search by description</h2>{len(index)} sounds{left_out} in {folder}")
         with gradio.Row():
             text = gradio.Textbox(
-                label="What do you want to hear?",
+                label="What would you like to hear?",
                 placeholder="a dog barks in the distance",
+                submit_btn="Search",
                 scale=4,
                 autofocus=True,
             )
             top = gradio.Slider(1, 50, value=10, step=1, label="Matches", scale=1)
-        button = gradio.Button("Search", variant="primary")
-        found = gradio.HTML(page.results("", 1))
+        found = gradio.HTML(page.results("", 1), render=False)
         gradio.Examples(
             [[example] for example in EXAMPLES],
             inputs=[text],
@@ -202,18 +204,22 @@ def make_page(page: Page) -> Any:
             run_on_click=True,
             cache_examples=False,
         )
-        triggers = [text.submit, button.click]
-        gradio.on(triggers, page.results, [text, top], found, api_name="search")
+        found.render()
+        text.submit(page.results, [text, top], found, api_name="search")
     return blocks
 
 
-def serve(model: Model, index: Index, port: int | None) -> None:
-    """Serves the page until Ctrl-C.
+@contextlib.contextmanager
+def serving(model: Model, index: Index, port: int | None) -> Iterator[tuple[Any, str]]:
+    """Serves the page while the context lasts.
 
     Args:
       model: embeds the queries.
       index: the sounds.
       port: TCP port on 127.0.0.1; None takes the first free one from 7860 on.
+
+    Yields:
+      The `gradio.Blocks` and the page's address.
 
     Raises:
       UserError: the port is taken, or gradio is missing.
@@ -244,10 +250,16 @@ def serve(model: Model, index: Index, port: int | None) -> None:
         except OSError as error:
             where = "ports 7860 to 7959" if port is None else f"port {port}"
             raise UserError(
-                f"{where} of {HOST} cannot be used ({error}); try --port=..."
+                f"{where} of {HOST} cannot be used ({error}); try another --port=..."
             ) from error
-        print(f"{len(index)} sounds of {index.folder}: open {address} (Ctrl-C ends)", flush=True)
         try:
-            blocks.block_thread()
+            yield blocks, address
         finally:
             blocks.close(verbose=False)
+
+
+def serve(model: Model, index: Index, port: int | None) -> None:
+    """Serves the page until Ctrl-C, and says where (see `serving`)."""
+    with serving(model, index, port) as (blocks, address):
+        print(f"{len(index)} sounds of {index.folder}: open {address} (Ctrl-C ends)", flush=True)
+        blocks.block_thread()

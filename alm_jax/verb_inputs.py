@@ -71,7 +71,7 @@ def report_skipped(verb: str, skipped: Sequence[AudioError], silent: Sequence[st
     for error in skipped:
         print(f"alm {verb}: skipped {error}", file=sys.stderr)
     for path in silent:
-        print(f"alm {verb}: note: {path}: nothing but digital silence", file=sys.stderr)
+        print(f"alm {verb}: note: {path}: silent, never above -72 dB", file=sys.stderr)
 
 
 def require_some(usable: int, skipped: Sequence[AudioError], purpose: str) -> None:

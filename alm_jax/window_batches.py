@@ -28,7 +28,7 @@ class ClipResult(Generic[T]):
       value: embedding [d] or caption; None if the clip could not be used.
       error: why it could not be used, else None.
       seconds: how much of it was read.
-      silent: nothing but digital silence was read.
+      silent: what was read never rises above -72 dB.
     """
 
     index: int

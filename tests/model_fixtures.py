@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import alm_jax
 from alm_jax.api import Model
-from alm_jax.checkpoints import Checkpoints, run_metadata
+from alm_jax.checkpoints import Checkpoints
 from alm_jax.config import load_config, save_config
 from alm_jax.train_state import TrainState, model_graph
 from input_pipeline.text import FILE_NAME, Tokenizer
@@ -104,7 +104,7 @@ def _save(name: str, config: ConfigDict) -> Path:
         ema=None,
     )
     saves = Checkpoints(workdir)
-    metadata = run_metadata(config, dataset_fingerprint="none")
+    metadata = {"config_name": config.name}
     saves.save(1, state, {"next_step": 1}, metadata, force=True)
     saves.close()
     return workdir
