@@ -12,6 +12,7 @@ d embedding width, B batch, S samples, N patches.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -70,6 +71,17 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<alm_jax model {self._config.name!r} of {self._origin}, {self.embed_dim} wide>"
+
+    def with_params(self, params: Any) -> Model:
+        """A model of the same structure with other parameters, which shares what is compiled.
+
+        Args:
+          params: nested dict of arrays of the same shapes.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other._params = params
+        return other
 
     @property
     def config(self) -> ConfigDict:

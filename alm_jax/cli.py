@@ -22,7 +22,7 @@ MODULES = {
     "quickstart": "alm_jax.quickstart",
     "prepare": "input_pipeline.prepare",
     "train": "alm_jax.train",
-    "eval": "alm_jax.evaluate",
+    "eval": "alm_jax.eval",
     "embed": "alm_jax.embed",
     "caption": "alm_jax.caption",
     "search": "alm_jax.search",

@@ -65,7 +65,8 @@ def captioning(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[st
       The loss, and `captioning_loss`, `captioning_accuracy`.
 
     Raises:
-      UserError, ValueError: if there is no decoder, or the text tower is not causal and would see the answer.
+      UserError: if there is no decoder.
+      ValueError: if the text tower is not causal, and would see the answer.
     """
     decoder = needed(forward.model.caption_decoder, "model.caption_decoder")
     if not needed(forward.model.text, "model.text").config.causal:

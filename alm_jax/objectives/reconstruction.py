@@ -35,7 +35,8 @@ def reconstruction(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dic
       predicting the mean of the targets, which a flat loss would sit at.
 
     Raises:
-      UserError, ValueError: if the config masks nothing or has no decoder.
+      UserError: if there is no decoder.
+      ValueError: if the config masks nothing.
     """
     visible, dropped = forward.view
     if dropped is None:
