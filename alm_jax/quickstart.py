@@ -94,11 +94,12 @@ def quickstart(
       UserError: the data cannot be had, `output` holds a run of something else, or the exporter
         refused the model (the report is written all the same).
     """
+    output = Path(output)
+    _refuse_other_tier(output, tier)
+    # Only now: it imports JAX.
     from alm_jax import quickstart_stages as stages
 
-    output = Path(output)
     job = StageLog(output, total=7)
-    _refuse_other_tier(output, tier)
 
     # The dataset itself knows whether it is finished, and tries missing packages again.
     with job.stage("data", f"Data: OpenSounds, tier {tier}", tier, always=True):
@@ -119,12 +120,12 @@ def quickstart(
         if due:
             stages.make_tokenizer(mae, output / "mae")
     title = f"Stage 1: masked autoencoder, {mae.train.steps} steps"
-    with job.stage("stage 1", title, key, output / "mae" / "checkpoints") as due:
+    with job.stage("stage1", title, key, output / "mae" / "checkpoints") as due:
         if due:
             stages.run_training(mae, output / "mae")
     key = fingerprint(key, clap.to_dict())
     title = f"Stage 2: matching sounds with captions and writing them, {clap.train.steps} steps"
-    with job.stage("stage 2", title, key, output / "clap" / "checkpoints") as due:
+    with job.stage("stage2", title, key, output / "clap" / "checkpoints") as due:
         if due:
             stages.run_training(clap, output / "clap")
 

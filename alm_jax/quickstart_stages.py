@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alm_jax import train
 from alm_jax.api import load
-from alm_jax.baseline import ridge_results
+from alm_jax.baseline import NAMES, ridge_results
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
 from alm_jax.evaluation_files import load_evaluation, save_evaluation
@@ -205,11 +205,9 @@ def print_summary(output: Path) -> None:
     """The headline numbers and where everything lies."""
     rows = read_results(output / "results.json")
     names = [item.name for item in numbers.comparisons(rows)]
-    names += [
-        name.replace("eval/", "baseline/ridge/")
-        for name in names
-        if name.replace("eval/", "baseline/ridge/") in rows
-    ]
+    for baseline in NAMES.values():
+        same = [f"baseline/{baseline}/{name.removeprefix('eval/')}" for name in names]
+        names += [name for name in same if name in rows]
     print()
     print(format_table({name: rows[name] for name in names}))
     spent = sum(row["value"] for name, row in rows.items() if "quickstart/seconds/" in name)
