@@ -18,7 +18,6 @@ from alm_jax import train
 from alm_jax.api import load
 from alm_jax.baseline import NAMES, ridge_results
 from alm_jax.config import read_config
-from alm_jax.errors import UserError
 from alm_jax.evaluation_files import load_evaluation, save_evaluation
 from alm_jax.evaluation_suite import Evaluation, embed_clips, evaluate_split, retrieval_results
 from alm_jax.evaluators.results import format_table, read_results, write_results
@@ -29,9 +28,15 @@ from alm_jax.interop.torch_export import export_torch, load_module
 from alm_jax.report import numbers
 from alm_jax.report.content import gather, machine
 from alm_jax.report.page import write_page
-from input_pipeline.prepare import PrepareError, prepare_opensounds
+from input_pipeline.prepare import prepare_opensounds
 
 log = logging.getLogger("alm_jax")
+# Orbax warns three times whenever a checkpoint is opened for reading, which is what was asked for.
+logging.getLogger("absl").addFilter(
+    lambda record: (
+        record.filename != "checkpoint_manager.py" or "read" not in record.getMessage().lower()
+    )
+)
 
 
 class ExportedModel:
@@ -60,10 +65,7 @@ class ExportedModel:
 
 def prepare(tier: str, data: Path, packages: str | os.PathLike[str] | None) -> Path:
     """Builds the dataset, unless it is there, and returns its version folder."""
-    try:
-        return Path(prepare_opensounds(tier, data, packages, workers=2))
-    except PrepareError as error:
-        raise UserError(str(error)) from error
+    return Path(prepare_opensounds(tier, data, packages, workers=2))
 
 
 def data_key(directory: Path) -> str:

@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,15 +120,21 @@ def config_rows(patches: Patches) -> int:
     return int(np.asarray(patches.freq).max()) + 1
 
 
-def _row(patches: Patches, row: int) -> Patches:
-    """The patches of one clip without padding, as numpy."""
+class _Row(NamedTuple):
+    """The patches of one clip without padding: values [n, P], places [n]."""
+
+    values: NDArray[np.float32]
+    time: NDArray[np.int32]
+    freq: NDArray[np.int32]
+
+
+def _row(patches: Patches, row: int) -> _Row:
     mask = np.asarray(patches.mask[row])
-    values, time, freq = (np.asarray(part[row])[mask] for part in patches[:3])
-    return Patches(values, time, freq, mask[mask])
+    return _Row(*(np.asarray(part[row])[mask] for part in patches[:3]))
 
 
 def _picture(
-    patches: Patches,
+    patches: _Row,
     values: NDArray[np.float32],
     shape: tuple[int, int],
     rows: int,
@@ -135,7 +142,7 @@ def _picture(
 ) -> NDArray[np.float32]:
     """[T, F] with patches in their places, NaN elsewhere."""
     if like is None:
-        columns = int(np.asarray(patches.time).max()) + 1
+        columns = int(patches.time.max()) + 1
         grid = np.full((columns * shape[0], rows * shape[1]), np.nan, np.float32)
     else:
         grid = np.full_like(like, np.nan)
