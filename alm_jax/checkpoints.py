@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
 from alm_jax.train_state import TrainState
+
+# Orbax warns three times whenever a checkpoint is opened for reading, which is what was asked for.
+logging.getLogger("absl").addFilter(
+    lambda record: (
+        record.filename != "checkpoint_manager.py" or "read" not in record.getMessage().lower()
+    )
+)
 
 
 class Checkpoints:

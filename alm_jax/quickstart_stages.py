@@ -31,12 +31,6 @@ from alm_jax.report.page import write_page
 from input_pipeline.prepare import prepare_opensounds
 
 log = logging.getLogger("alm_jax")
-# Orbax warns three times whenever a checkpoint is opened for reading, which is what was asked for.
-logging.getLogger("absl").addFilter(
-    lambda record: (
-        record.filename != "checkpoint_manager.py" or "read" not in record.getMessage().lower()
-    )
-)
 
 
 class ExportedModel:
