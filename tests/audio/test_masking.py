@@ -10,6 +10,7 @@ import pytest
 
 from alm_jax.audio.masking import MaskingConfig, example_keys, mask_view
 from alm_jax.audio.patches import Patches
+from tests.quick_jit import quick_jit
 
 MOST = MaskingConfig(ratio=0.8)
 TWO_D = MaskingConfig("random_2d", time_ratio=0.5, freq_ratio=0.5)
@@ -31,7 +32,7 @@ def patches_of(columns):
 
 
 CLIPS = patches_of(CLIP_COLUMNS)
-split = jax.jit(mask_view, static_argnames="config")
+split = quick_jit(mask_view, static_argnames="config")
 
 
 @functools.cache
@@ -139,7 +140,7 @@ def test_a_draw_belongs_to_its_example():
     """Another number of devices, or another order in the batch, would change the training."""
     ids = np.array([11, 5, 70_000, 2], np.int32)
 
-    @jax.jit
+    @quick_jit
     def views(seed, ids, clips):
         return mask_view(example_keys(jax.random.key(seed), ids), clips, TWO_D)
 

@@ -2,12 +2,12 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from alm_jax.audio.patches import Patches, grid_size, patchify, take
+from tests.quick_jit import quick_jit
 
 B, T, F, TIME, FREQ = 5, 22, 12, 4, 3
 ROWS = F // FREQ
@@ -17,7 +17,7 @@ MEL = np.random.default_rng(0).standard_normal((B, T, F)).astype(np.float32)
 MEL[np.arange(T) >= FRAMES[:, None]] = SILENCE
 
 
-@functools.partial(jax.jit, static_argnames="tail")
+@functools.partial(quick_jit, static_argnames="tail")
 def cut(mel, frames, tail):
     return patchify(mel, frames, patch_time=TIME, patch_freq=FREQ, tail=tail, silence=SILENCE)
 
@@ -88,7 +88,7 @@ def test_take_gathers_slots_with_their_places():
     patches = cut(MEL, FRAMES, "drop")
     index = np.array([[3, 0, 19], [7, 7, 2], [4, 1, 9], [0, 3, 4], [2, 0, 0]])
     valid = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1], [1, 1, 1], [0, 0, 0]], bool)
-    taken: Patches = jax.jit(take)(patches, index, valid)
+    taken: Patches = quick_jit(take)(patches, index, valid)
     for row in range(B):
         for k in range(3):
             # A slot that was padding before stays padding, whatever `valid` says.
