@@ -9,7 +9,6 @@ Run again, it goes on where it stopped; what is finished is kept.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,16 +55,6 @@ def stage_config(
             chosen.append(rest)
     # The quickstart's own values first: a user may know better.
     return load_config(f"{name}:{','.join(a for a in arguments if a)}", [*values, *chosen])
-
-
-def peak_memory_gb() -> float:
-    """Largest resident memory so far of this process plus that of its largest child, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    own, child = (
-        resource.getrusage(who).ru_maxrss * unit
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return (own + child) / 1e9
 
 
 def quickstart(
@@ -143,7 +132,7 @@ def quickstart(
             except UserError as error:
                 refused = error
                 print(f"      no export: {error}")
-    stages.record_run(results, job.seconds, peak_memory_gb())
+    stages.record_run(results, job.seconds, job.peak_memory_gb)
     report = output / "report.html"
     key = fingerprint(key, str(refused or ""))
     with job.stage("report", "Report", key, report) as due:
@@ -151,7 +140,7 @@ def quickstart(
             stages.write_report(
                 output, directory, evaluation, results, ABLATION, str(refused or "")
             )
-    stages.record_run(results, job.seconds, peak_memory_gb())
+    stages.record_run(results, job.seconds, job.peak_memory_gb)
     stages.print_summary(output)
     if refused is not None:
         raise refused

@@ -28,6 +28,7 @@ from alm_jax.interop.torch_export import export_torch, load_module
 from alm_jax.report import numbers
 from alm_jax.report.content import gather, machine
 from alm_jax.report.page import write_page
+from alm_jax.report.sections import alm_command
 from input_pipeline.prepare import prepare_opensounds
 
 log = logging.getLogger("alm_jax")
@@ -169,9 +170,8 @@ def record_run(results: Path, seconds: Mapping[str, float], memory_gb: float) ->
         }
         for name, spent in seconds.items()
     }
-    known = read_results(results).get("quickstart/peak_memory", {"value": 0.0})
     rows["quickstart/peak_memory"] = {
-        "value": max(memory_gb, float(known["value"])),
+        "value": memory_gb,
         "chance": None,
         "unit": "GB",
         "protocol": "largest resident memory of the process plus that of its largest child",
@@ -213,4 +213,4 @@ def print_summary(output: Path) -> None:
     print(f"Report:  {output / 'report.html'}  (open it in a browser)")
     print(f"Numbers: {output / 'results.json'}")
     if (output / "export").is_dir():
-        print(f"Search:  alm search --model={output / 'export'} --audio=FOLDER")
+        print(f"Search:  {alm_command()} search --model={output / 'export'} --audio=FOLDER")

@@ -1,4 +1,4 @@
-"""Stages of a longer job: a line for each, its seconds, and a note of what is finished."""
+"""Stages of a longer job: a line and the seconds of each, and a note of what is finished."""
 
 from __future__ import annotations
 
@@ -6,10 +6,22 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory so far of this process plus that of its largest child, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    own, child = (
+        resource.getrusage(who).ru_maxrss * unit
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return (own + child) / 1e9
 
 
 class StageLog:
@@ -37,6 +49,11 @@ class StageLog:
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds that its work took, over all runs of the job."""
         return {name: stage["seconds"] for name, stage in self._stages.items()}
+
+    @property
+    def peak_memory_gb(self) -> float:
+        """Largest memory that any stage needed, in any run of the job."""
+        return max((stage["peak_memory_gb"] for stage in self._stages.values()), default=0.0)
 
     @contextlib.contextmanager
     def stage(
@@ -78,7 +95,15 @@ class StageLog:
         finally:
             spent = time.perf_counter() - started
             seconds = max(known["seconds"], spent) if done else before + spent
-            self._stages[name] = {"key": key, "finished": finished, "seconds": seconds}
+            memory = peak_memory_gb()
+            if known.get("key") == key:
+                memory = max(memory, known["peak_memory_gb"])
+            self._stages[name] = {
+                "key": key,
+                "finished": finished,
+                "seconds": seconds,
+                "peak_memory_gb": memory,
+            }
             self._write()
             print(f"      {'done' if finished else 'stopped'} after {spent:.1f} s", flush=True)
 

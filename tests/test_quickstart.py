@@ -7,7 +7,7 @@ import pytest
 from alm_jax import cli
 from alm_jax.config import ConfigError, save_config
 from alm_jax.errors import UserError
-from alm_jax.quickstart import peak_memory_gb, quickstart, stage_config
+from alm_jax.quickstart import quickstart, stage_config
 
 
 def test_overrides_reach_the_stage_they_name() -> None:
@@ -58,8 +58,3 @@ def test_missing_packages_folder_is_one_line(
     status = cli.main(["quickstart", *arguments])
     assert status == 2
     assert "nowhere" in capsys.readouterr().err
-
-
-def test_peak_memory_is_in_gigabytes() -> None:
-    """The report would show kilobytes as gigabytes."""
-    assert 0.05 < peak_memory_gb() < 64

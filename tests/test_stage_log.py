@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alm_jax.stage_log import StageLog, fingerprint
+from alm_jax.stage_log import StageLog, fingerprint, peak_memory_gb
 
 
 def _run(folder: Path, key: str, *outputs: Path, fail: bool = False, always: bool = False) -> bool:
@@ -66,3 +66,8 @@ def test_fingerprint_sees_every_part() -> None:
     assert base == fingerprint("1.0", {"shape": (1, 2), "optim": {"lr": 1e-3}})
     assert base != fingerprint("1.0", {"optim": {"lr": 2e-3}, "shape": (1, 2)})
     assert base != fingerprint("1.1", {"optim": {"lr": 1e-3}, "shape": (1, 2)})
+
+
+def test_peak_memory_is_in_gigabytes() -> None:
+    """The report would show kilobytes as gigabytes."""
+    assert 0.05 < peak_memory_gb() < 64

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,32 +155,50 @@ def parity(results: numbers.Results, refused: str = "") -> dict[str, Any] | None
     }
 
 
+def alm_command() -> str:
+    """How the command line is reached from here: `alm`, or the path of the environment's own."""
+    if shutil.which("alm"):
+        return "alm"
+    script = Path(sys.executable).with_name("alm")
+    if not script.exists():
+        return f"{sys.executable} -m alm_jax"
+    here = Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)
+
+
 def commands(run: Path) -> list[tuple[str, str]]:
-    """What to do with the model next."""
-    model = run / "export"
+    """What to do with the model next, as (what for, command) pairs."""
+    model, alm = shlex.quote(str(run / "export")), alm_command()
     return [
         (
             "Search a folder of your own sounds in the browser",
-            f"alm search --model={model} --audio=FOLDER",
+            f"{alm} search --model={model} --audio=FOLDER",
         ),
         (
             "Embeddings of files and texts as arrays",
-            f'alm embed --model={model} --audio *.wav --text "a dog barks" --output=out.npz',
+            f'{alm} embed --model={model} --audio *.wav --text "a dog barks" --output=out.npz',
         ),
-        ("Captions", f"alm caption --model={model} *.wav"),
+        ("Captions", f"{alm} caption --model={model} --audio *.wav"),
         (
             "From Python",
             "import alm_jax\n"
-            f'model = alm_jax.load("{model}")\n'
+            f'model = alm_jax.load("{run / "export"}")\n'
             'audio = model.embed_audio(["dog.wav", "rain.flac"])  # [2, d]\n'
             'text = model.embed_text(["a dog barks", "rain"])     # [2, d]\n'
             "print(audio @ text.T)",
         ),
         (
-            "In PyTorch, without alm_jax",
-            f"cd {model}\n"
-            "python -c 'from modeling_alm import AudioTextModel; "
-            'print(AudioTextModel.from_pretrained(".").embed_text(["rain"]))\'',
+            "In PyTorch, without alm_jax (in the folder that holds modeling_alm.py)",
+            "from modeling_alm import AudioTextModel\n"
+            'model = AudioTextModel.from_pretrained(".")\n'
+            'print(model.embed_text(["a dog barks", "rain"]).shape)',
         ),
-        ("Train it on longer", "alm train --config=opensounds --workdir=runs/opensounds"),
+        (
+            "The same numbers for another model or another dataset",
+            f"{alm} eval --model=DIR --data=DIR --split=test --output=results.json",
+        ),
+        (
+            "What each part earns: the quickstart without stage 1, captioning, masking",
+            f"{alm} ablation --output=runs/ablation",
+        ),
     ]
