@@ -13,7 +13,9 @@ from alm_jax.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "constant")
 # Weight decay applies to matrices, as in the papers' recipes: no biases, norms, scalars or tables.
-NOT_DECAYED = re.compile(r"(bias|scale|logit_scale|restore|query|positions(\.freq)?|token_type)$")
+NOT_DECAYED = re.compile(
+    r"(bias|scale|logit_scale|restore|query|words|positions(\.freq)?|token_type)$"
+)
 
 
 def schedule(config: ConfigDict, steps: int) -> optax.Schedule:

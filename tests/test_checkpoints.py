@@ -1,0 +1,128 @@
+"""Checkpoints: everything comes back, nothing half-written does."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alm_jax.checkpoints import Checkpoints, flat_names, run_metadata
+from alm_jax.config import load_config
+from alm_jax.errors import UserError
+from alm_jax.train_state import TrainState
+
+PARAMS = {
+    "audio": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, "f4")},
+    "logit_scale": np.float32(0.1),
+}
+OPTIMIZER = optax.adam(1e-3)
+
+
+def state(step, ema=False):
+    """A state in which every leaf says which step it is of."""
+    params = jax.tree.map(lambda x: jnp.asarray(x + step), PARAMS)
+    average = jax.tree.map(lambda x: x + 0.5, params) if ema else None
+    return TrainState(jnp.asarray(step, jnp.int32), params, OPTIMIZER.init(params), average)
+
+
+def save(saves, step, ema=False, **options):
+    return saves.save(step, state(step, ema), {"next_step": step}, {"config_name": "x"}, **options)
+
+
+def restore(saves, ema=False, step=None):
+    shapes = jax.eval_shape(lambda: state(0, ema))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return saves.restore(shapes, jax.tree.map(lambda _: sharding, shapes), step)
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("ema", [False, True], ids=["no average", "average"])
+def test_everything_comes_back(tmp_path, ema):
+    """A resumed run would go on with other moments, or read its data from the start."""
+    saves = Checkpoints(tmp_path)
+    assert save(saves, 7, ema)
+    saves.close()
+    saves = Checkpoints(tmp_path)
+    restored, position = restore(saves, ema)
+    equal(restored, state(7, ema))
+    assert position == {"next_step": 7}
+    saves.close()
+
+
+@pytest.mark.parametrize("ema", [False, True], ids=["no average", "average"])
+def test_evaluation_takes_the_average_where_there_is_one(tmp_path, ema):
+    """`alm eval` and `alm export` would use other parameters than the run's own evaluation."""
+    saves = Checkpoints(tmp_path)
+    save(saves, 7, ema)
+    saves.close()
+    reader = Checkpoints(tmp_path, read_only=True)
+    params, metadata = reader.restore_params()
+    reader.close()
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+    equal(params, jax.tree.map(np.asarray, state(7, ema).eval_params))
+    assert metadata == {"config_name": "x"}
+
+
+def test_saves_when_due_and_keeps_the_last(tmp_path):
+    """A disk would fill up, or a run of hours leave nothing behind."""
+    saves = Checkpoints(tmp_path, every_steps=4, keep=2)
+    saved = [step for step in range(1, 15) if save(saves, step, force=step == 14)]
+    # The first too: a folder that cannot be written should fail at once.
+    assert saved == [1, 4, 8, 12, 14]
+    assert not save(saves, 14, force=True), "a step is saved once"
+    saves.wait()
+    assert saves.latest_step == 14
+    saves.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"12", "14"}
+
+
+def test_half_written_checkpoints_are_ignored(tmp_path):
+    """A job killed while saving could not be resumed, or would resume from garbage."""
+    saves = Checkpoints(tmp_path, keep=5)
+    save(saves, 3)
+    saves.close()
+    folder = tmp_path / "checkpoints"
+    # What orbax leaves behind when it is killed: the name is changed only at the very end.
+    half = folder / "6.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "3", half)
+    next(path for path in (half / "state").rglob("*") if path.is_file()).unlink()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.latest_step == 3
+    equal(reader.restore_params()[0], jax.tree.map(np.asarray, state(3).params))
+    reader.close()
+    saves = Checkpoints(tmp_path, keep=5)
+    assert saves.latest_step == 3
+    assert save(saves, 6), "the step that was cut short can be saved again"
+    saves.close()
+    reader = Checkpoints(tmp_path, read_only=True)
+    equal(restore(reader)[0], state(6))
+    reader.close()
+
+
+def test_no_checkpoint_is_a_clear_error(tmp_path):
+    """A user who evaluates before training would read a traceback of orbax."""
+    (tmp_path / "checkpoints").mkdir()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.latest_step is None
+    with pytest.raises(UserError, match=r"holds no finished checkpoint. Train first: alm train"):
+        reader.restore_params()
+    reader.close()
+
+
+def test_names_and_metadata():
+    """Import and export tables, and the checks of datasets, go by these names."""
+    assert list(flat_names(PARAMS)) == ["audio.kernel", "audio.bias", "logit_scale"]
+    assert flat_names(PARAMS)["logit_scale"] is PARAMS["logit_scale"]
+    assert run_metadata(load_config("quickstart"), "abc", "def") == {
+        "config_name": "quickstart",
+        "dataset_fingerprint": "abc",
+        "tokenizer_fingerprint": "def",
+    }
