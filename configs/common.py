@@ -27,6 +27,7 @@ def base() -> ConfigDict:
     c.data.sample_rate = 16000  # Hz
     c.data.max_seconds = 10.0  # longer clips are cropped
     c.data.max_text_length = 64  # tokens, with bos and eos
+    c.data.text_sample_alpha = 0.0  # subword sampling in training (Tokenizer.encode); 0: off
     c.data.read_threads = 2
     c.data.num_workers = 0  # processes; 0 reads in threads of the main one
 

@@ -49,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = stage2(c, audio, text, decoder, pool_heads=4)
     c.model.max_positions = 40
     c.masking.budget = 40
+    c.data.text_sample_alpha = 0.3
     c.objectives.contrastive.ignore_same_caption = True
     c.objectives.captioning.reduction = "tokens"
     c.objectives.captioning.label_smoothing = 0.1
