@@ -45,11 +45,14 @@ def real_examples(
             "dataset that it was trained on with --data"
         )
     spread = np.linspace(0, len(source) - 1, min(len(source), 10 * count)).astype(int)
-    examples = sorted(
-        (source.audio_and_captions(int(i)) for i in spread), key=lambda example: len(example[0])
-    )
-    chosen = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
-    pairs = [examples[i] for i in chosen if len(examples[i][0])]
+    examples = [source.audio_and_captions(int(i)) for i in dict.fromkeys(spread.tolist())]
+    examples = sorted((e for e in examples if len(e[0])), key=lambda example: len(example[0]))
+    lengths = np.asarray([len(audio) for audio, _ in examples])
+    # One clip of each length first: rendered notes, say, are all equally long.
+    first = np.flatnonzero(np.diff(lengths, prepend=-1))
+    chosen = first[np.unique(np.linspace(0, len(first) - 1, min(count, len(first))).astype(int))]
+    others = np.setdiff1d(np.arange(len(examples)), chosen)[: count - len(chosen)]
+    pairs = [examples[i] for i in np.sort(np.concatenate([chosen, others]))]
     return [audio for audio, _ in pairs], [texts[0] for _, texts in pairs if texts]
 
 
@@ -101,10 +104,11 @@ def main(argv: list[str] | None = None) -> int:
     from alm_jax.interop.exported import read_model
     from alm_jax.interop.model_card import DataSummary
     from alm_jax.interop.torch_export import export_params, require_torch
+    from alm_jax.model_folder import find_model
 
     require_torch()
     results = _results(args.results)
-    config, params, tokenizer = read_model(args.model)
+    config, params, tokenizer = read_model(find_model(args.model))
     clips, captions, data = None, None, None
     directory = _dataset(args, config)
     if directory:

@@ -110,11 +110,12 @@ def read_export(
 
 
 def _read_params(path: Path, config: ConfigDict, vocab_size: int) -> dict[str, Any]:
-    _, abstract = model_graph(config, vocab_size)
-    shapes = {n: tuple(leaf.shape) for n, leaf in flat_names(nnx.to_pure_dict(abstract)).items()}
     try:
         with safe_open(path, "np") as file:
             left = set(file.keys())
+            _, abstract = model_graph(config, vocab_size)
+            flat = flat_names(nnx.to_pure_dict(abstract))
+            shapes = {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
             def read(name: str) -> np.ndarray:
                 if name not in left:

@@ -163,8 +163,7 @@ def _pcm(clips: Sequence[np.ndarray] | None) -> list[np.ndarray] | None:
                 "give mono samples [S], int16 or float in [-1, 1]"
             )
     return [
-        clip if clip.dtype == np.int16 else to_int16(clip.astype(np.float32))
-        for clip in arrays
+        clip if clip.dtype == np.int16 else to_int16(clip.astype(np.float32)) for clip in arrays
     ]
 
 

@@ -511,16 +511,14 @@ class AudioTextModel(nn.Module):
         mel = self.log_mel(waveform, lengths)
         return self.patchify(mel, torch.tensor(frames, device=mel.device))
 
-    def audio_embedding(self, waveform: Tensor, lengths: Tensor) -> Tensor:
-        """Unit-norm embeddings [B, J] of float waveform [B, S] with `lengths` [B] valid samples.
+    def audio_embedding(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Unit-norm embeddings [B, J] of the audio tower's states [B, N, D] with mask [B, N].
 
-        A model without a text side has no joint space: it gives the mean of its hidden states.
+        A model without a text side has no joint space: it gives the mean of its states.
         """
-        patches = self.patches(waveform, lengths)
-        hidden = self.audio(patches)
         if self.has_text:
-            return normalize(self.audio_proj(self.audio_pool(hidden, patches.mask)))
-        weight = patches.mask[..., None] / patches.mask.sum(1)[:, None, None]
+            return normalize(self.audio_proj(self.audio_pool(hidden, mask)))
+        weight = mask[..., None] / mask.sum(1)[:, None, None]
         return normalize((hidden * weight).sum(1))
 
     def text_embedding(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -605,7 +603,8 @@ class AudioTextModel(nn.Module):
             parts, owner = zip(*flat[first : first + batch_size], strict=True)
             waveform, lengths = self.batch(parts)
             share = lengths / lengths.new_tensor([sizes[clip] for clip in owner])
-            weighted = self.audio_embedding(waveform, lengths) * share[:, None]
+            patches = self.patches(waveform, lengths)
+            weighted = self.audio_embedding(self.audio(patches), patches.mask) * share[:, None]
             mean.index_add_(0, lengths.new_tensor(owner), weighted)
         return normalize(mean)
 
@@ -632,7 +631,8 @@ class AudioTextModel(nn.Module):
         captions = []
         for parts in self.windows(audio, sample_rate):
             ids = self.caption_ids(*self.batch(parts[:1]), max_length)
-            captions.append(" ".join(tokenizer.decode(ids[0].tolist()).split()))
+            text = tokenizer.decode(ids[0].tolist())
+            captions.append(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
         return captions
 
     @torch.inference_mode()
@@ -663,12 +663,13 @@ def compare(model: AudioTextModel, golden: Mapping[str, np.ndarray]) -> dict[str
     """
     waveform = model.to_float(golden["audio"])
     lengths = torch.tensor(golden["audio_length"], device=model.device)
+    mel = model.log_mel(waveform, lengths)
     patches = model.patches(waveform, lengths)
     hidden = model.audio(patches)
-    mel = model.log_mel(waveform, lengths)
+    embedding = model.audio_embedding(hidden, patches.mask)
     found = {
         "log_mel": (golden["log_mel"].reshape(len(mel), -1), mel.flatten(1)),
-        "audio_embedding": (golden["audio_embedding"], model.audio_embedding(waveform, lengths)),
+        "audio_embedding": (golden["audio_embedding"], embedding),
     }
     if "mae_prediction" in golden:
         visible, dropped = patches.take(golden["visible"]), patches.take(golden["dropped"])
@@ -682,6 +683,7 @@ def compare(model: AudioTextModel, golden: Mapping[str, np.ndarray]) -> dict[str
     if "caption_logits" in golden:
         logits = model.caption_logits(tokens, mask, hidden, patches.mask)
         found["caption_logits"] = (golden["caption_logits"][golden["text_mask"]], logits[mask])
+    if "caption_ids" in golden:
         ids = torch.tensor(golden["caption_ids"], device=model.device).long()
         before = torch.cat([torch.full_like(ids[:, :1], BOS), ids[:, :-1]], 1)
         logits = model.caption_logits(before, torch.ones_like(before).bool(), hidden, patches.mask)

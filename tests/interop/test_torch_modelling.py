@@ -45,7 +45,11 @@ def test_imports_are_only_what_a_stranger_has():
     assert "sentencepiece" not in top, "audio alone must work without it"
 
 
-@pytest.mark.parametrize("flavour", sorted(FLAVOURS))
+# The other flavours differ from these in numbers only.
+@pytest.mark.parametrize(
+    "flavour",
+    ["cacophony", "kaldi_fbank", "laion_clap", "laion_clap_fusion", "msclap2023", "m2d", "whisper"],
+)
 def test_front_end_equals_jax(flavour):
     """The torch model would hear something else than the model that was trained."""
     cfg = FLAVOURS[flavour]
