@@ -62,8 +62,8 @@ def make_train_step(
             ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, params)
         metrics |= {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
-            "update_norm": optax.global_norm(updates),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 

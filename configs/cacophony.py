@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     text = transformer(768, 12, 12, **roberta)
     decoder = transformer(768, 4, 12, cross=True, **roberta)
     c = stage2(c, audio, text, decoder, pool_heads=8)
+    c.model.max_positions = 514  # rows of RoBERTa's table
     c.masking.budget = 496  # patches_seq_len of 10 s, random patch drop for longer clips
     c.model.dtype = "bfloat16"
     c.data.max_text_length = 77
