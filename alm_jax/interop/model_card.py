@@ -149,7 +149,9 @@ def _data(config: ConfigDict, data: DataSummary | None) -> str:
             "not at hand when this card was written: its licences are in its own records "
             "(prepare_report.json)."
         )
-    rows = [f"| {name or 'not stated'} | {count:,} |" for name, count in data.licences.items()]
+    rows = [
+        f"| {_cell(name) or 'not stated'} | {count:,} |" for name, count in data.licences.items()
+    ]
     table = "\n".join(["| Licence as its source states it | Clips |", "|---|---:|", *rows[:30]])
     more = f"\n\n... and {len(rows) - 30} more licences." if len(rows) > 30 else ""
     return (
@@ -171,6 +173,11 @@ def _results(results: Mapping[str, Mapping[str, Any]] | None) -> str:
         sizes = " | ".join(str(row.get(column, "")) for column in columns)
         value, chance = row["value"], row.get("chance")
         shown = "" if chance is None else f"{chance:.4g}"
-        prompt = str(row.get("prompt", "")).replace("|", "\\|").replace("\n", " ")
+        prompt = _cell(str(row.get("prompt", "")))
         lines.append(f"| {name} | {value:.4g} | {shown} | {sizes} | {prompt} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that a cell of a table can hold."""
+    return text.replace("|", "\\|").replace("\n", " ")

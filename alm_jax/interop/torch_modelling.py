@@ -143,7 +143,7 @@ class LogMel(nn.Module):
         rows = [len(row) for row in waveform] if lengths is None else lengths.tolist()
         total = self.num_frames(waveform.shape[1], padded=True)
         shape = (len(rows), total, self.c["num_mels"])
-        out = torch.full(shape, self.c["padding_log_value"], device=waveform.device)
+        out = waveform.new_full(shape, self.c["padding_log_value"], dtype=torch.float32)
         for row, (samples, length) in enumerate(zip(waveform, rows, strict=True)):
             values = self.log_values(samples[:length].float())
             out[row, : len(values)] = values
