@@ -52,6 +52,10 @@ class Checkpoints:
         """Step of the newest whole checkpoint; a half-written one does not count."""
         return self._manager.latest_step()
 
+    def due(self, step: int) -> bool:
+        """Whether the step is to be saved: the first, every `every_steps`, and on preemption."""
+        return self._manager.latest_step() != step and self._manager.should_save(step)
+
     def save(
         self,
         step: int,
@@ -62,7 +66,7 @@ class Checkpoints:
         force: bool = False,
     ) -> bool:
         """Saves if the step is due (or `force`), in the background; returns whether it does."""
-        if self._manager.latest_step() == step or not (force or self._manager.should_save(step)):
+        if not (self._manager.latest_step() != step if force else self.due(step)):
             return False
         return self._manager.save(
             step,
@@ -138,6 +142,17 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     """The state as orbax stores it: no entry for an average that is not kept."""
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     return tree if state.ema is None else {**tree, "ema": state.ema}
+
+
+def latest_step(workdir: Path) -> int | None:
+    """Step of the newest whole checkpoint of a workdir, None where there is none."""
+    if not (Path(workdir) / "checkpoints").is_dir():
+        return None
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.latest_step
+    finally:
+        checkpoints.close()
 
 
 def flat_names(params: Any) -> dict[str, Any]:

@@ -27,9 +27,12 @@ class MetricWriter:
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            partial.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
+        purge = {"purge_step": first_step + 1} if first_step else {}
+        self._board = SummaryWriter(str(workdir / "tensorboard"), **purge)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends the scalars of one step; non-finite values are written as null."""
@@ -58,3 +61,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def names_at(workdir: Path, step: int) -> set[str]:
+    """Names of the scalars that a workdir's metrics.jsonl holds for a step."""
+    path = workdir / "metrics.jsonl"
+    lines = read_metrics(path) if path.exists() else []
+    return {name for line in lines if line["step"] == step for name in line}

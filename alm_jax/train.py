@@ -23,7 +23,7 @@ from alm_jax import cli
 from alm_jax.config import config_diff, parse_train_argv, read_config, save_config
 from alm_jax.errors import UserError
 from alm_jax.init_from import init_from
-from alm_jax.metrics import MetricWriter
+from alm_jax.metrics import MetricWriter, names_at
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.parallel.sharding import describe
 from alm_jax.train_evaluator import make_evaluator
@@ -31,13 +31,16 @@ from alm_jax.train_state import TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step
 from input_pipeline.loader import train_loader
 from input_pipeline.sources import open_source
-from input_pipeline.text import Tokenizer
+from input_pipeline.text import FILE_NAME, Tokenizer
 
 log = logging.getLogger("alm_jax")
 
 
 def prepare_workdir(config: ConfigDict, workdir: Path) -> None:
     """Saves the resolved config, or checks that the workdir was made by the same one.
+
+    A run that ended before its first checkpoint, say because a path in its config was wrong, leaves
+    nothing to continue, so it may be started again with any config.
 
     Raises:
       UserError: if the workdir holds a run of a config that differs in more than its length.
@@ -49,19 +52,22 @@ def prepare_workdir(config: ConfigDict, workdir: Path) -> None:
             for line in config_diff(read_config(path), config)
             if not line.startswith(("train.", "data.num_workers", "data.read_threads", "mesh."))
         ]
-        if changed:
+        if changed and ckpt.latest_step(workdir) is not None:
             raise UserError(
                 f"{workdir} holds a run of another config; it differs in\n  "
                 + "\n  ".join(changed)
                 + "\nGive another --workdir, or the config that the run was started with."
             )
+        if changed:
+            # Made by the config of before, perhaps from other captions or of another size.
+            (workdir / FILE_NAME).unlink(missing_ok=True)
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, path)
 
 
 def workdir_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
     """The run's tokenizer: the workdir's own, or the config's, or one trained on the captions."""
-    path = workdir / "tokenizer.model"
+    path = workdir / FILE_NAME
     if path.exists():
         return Tokenizer.load(path)
     if config.tokenizer.path:
@@ -133,6 +139,7 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
 
     first = int(state.step)
     steps = config.train.steps
+    written = names_at(workdir, first)
     writer = MetricWriter(workdir, first_step=first, enabled=first_process)
     evaluator = make_evaluator(config, setup, tokenizer)
     step_fn = jit_train_step(config, setup, batch_sharding(mesh))
@@ -167,22 +174,39 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
         writer.write(step, values)
         bar.set_postfix(loss=f"{float(values['train/loss']):.3f}")
 
+    def evaluation_due(step: int) -> bool:
+        every = config.eval.every_steps
+        return evaluator is not None and (step == steps or bool(every and step % every == 0))
+
+    def evaluate() -> None:
+        """Evaluates the state as it is now; the time does not count as training."""
+        nonlocal clock
+        started = time.perf_counter()
+        assert evaluator is not None
+        writer.write(int(state.step), evaluator(state.eval_params))
+        clock += time.perf_counter() - started
+
     # The order below is fixed: step, then the metrics of the step before (so that the host never
-    # waits for the device), then the checkpoint, then evaluation.
+    # waits for the device), then the checkpoint, then evaluation. What is lost to a kill is made up
+    # for on resuming: a checkpoint is written after the metrics of its step, and an evaluation that
+    # its checkpoint outlived is done first.
     try:
+        if first and evaluation_due(first) and not any(n.startswith("eval/") for n in written):
+            evaluate()
         for step in range(first + 1, steps + 1):
             state, metrics = step_fn(state, next(batches))
             report(pending)
             due = step % config.train.log_every_steps == 0 or step == steps
             pending = (step, metrics) if due else None
-            saves.save(step, state, loader.get_state(), metadata, force=step == steps)
-            every = config.eval.every_steps
-            if evaluator is not None and (step == steps or (every and step % every == 0)):
-                started = time.perf_counter()
-                writer.write(step, evaluator(state.eval_params))
-                clock += time.perf_counter() - started
+            saving = step == steps or saves.due(step)
+            if saving or evaluation_due(step):
+                report(pending)
+                pending = None
+            if saving:
+                saves.save(step, state, loader.get_state(), metadata, force=True)
+            if evaluation_due(step):
+                evaluate()
             bar.update()
-        report(pending)
     finally:
         bar.close()
         saves.close()

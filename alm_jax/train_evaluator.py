@@ -24,19 +24,21 @@ def make_evaluator(config: ConfigDict, setup: Setup, tokenizer: Tokenizer) -> Ev
     """A function of the parameters that gives scalars named `eval/<split>/...`.
 
     Returns None where `config.data.eval_split` is empty. Losses are means over the whole batches
-    of the split, with the masking of training and fixed draws.
+    of the split (one of all its clips, if they are fewer than `config.eval.batch_size`), with the
+    masking of training and fixed draws.
     """
     split = config.data.eval_split
     if not split:
         return None
     losses = jax.jit(make_eval_step(config, setup))
     clips = Clips.read(config.data.dir, split)
+    batch_size = min(config.eval.batch_size, len(clips))
     model: Model | None = None
 
     def evaluator(params: Any) -> dict[str, float]:
         nonlocal model
         totals: dict[str, list[float]] = {}
-        for batch in eval_batches(config.data, tokenizer, split, config.eval.batch_size):
+        for batch in eval_batches(config.data, tokenizer, split, batch_size):
             if batch.pop("_mask").all():
                 for name, value in losses(params, batch).items():
                     totals.setdefault(f"eval/{split}/{name}", []).append(float(value))
