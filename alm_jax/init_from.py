@@ -33,8 +33,10 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
     if not (path / "checkpoints").is_dir():
         raise UserError(f"init_from.workdir={config.workdir}: there is no {path}/checkpoints")
     checkpoints = Checkpoints(path, read_only=True)
-    source, _ = checkpoints.restore_params()
-    checkpoints.close()
+    try:
+        source, _ = checkpoints.restore_params()
+    finally:
+        checkpoints.close()
     parts = tuple(config.parts)
     old = {n: v for n, v in flat_names(source).items() if n.split(".")[0] in parts}
     new = {n: v for n, v in flat_names(state.params).items() if n.split(".")[0] in parts}
@@ -45,8 +47,9 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
         for n in old.keys() & new.keys()
         if old[n].shape != new[n].shape
     ]
-    if not new:
-        problems.append(f"the model has no part named any of {parts}")
+    absent = tuple(part for part in parts if part not in state.params)
+    if absent or not parts:
+        problems.append(f"the model has no part named any of {absent}")
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
         raise UserError(
