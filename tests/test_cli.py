@@ -146,8 +146,10 @@ def test_interrupt_is_quiet(verb, capsys):
 
 def test_interrupt_of_a_real_process(tmp_path):
     """The same through the signal that a terminal sends."""
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
     code = (
-        "import sys, time; from alm_jax import cli\n"
+        "import signal, sys, time; from alm_jax import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def main(argv):\n    print('ready', flush=True); time.sleep(60)\n"
         "sys.exit(cli.run(main, []))"
     )

@@ -52,7 +52,7 @@ def stage2():
     config.model.dtype = "float32"
     config.model.audio_pool.heads = 4
     config.model.embed_dim = 64
-    config.model.max_positions = 64
+    config.model.max_positions = config.data.max_text_length = 64
     return config
 
 
