@@ -20,10 +20,9 @@ from alm_jax.metrics import read_metrics
 from alm_jax.train import prepare_workdir, train, workdir_tokenizer
 from input_pipeline.loader import TrainLoader
 from input_pipeline.text import FILE_NAME
-from tests.quick_jit import quick_jit
 from tests.small_configs import stage1, stage2
 
-STEPS = 24
+STEPS = 16
 LENGTH = [f"train.steps={STEPS}", "train.save_every_steps=8", "train.log_every_steps=1"]
 
 
@@ -31,16 +30,15 @@ LENGTH = [f"train.steps={STEPS}", "train.save_every_steps=8", "train.log_every_s
 def quick(tmp_path_factory):
     """Weakly optimised programs, compiled once."""
     names = {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
     before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", quick_jit)
-        for name, value in names.items():
-            jax.config.update(name, value)
-        yield
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
     for name, value in before.items():
         jax.config.update(name, value)
 
@@ -55,10 +53,11 @@ def clap_config(tiny_dataset, mae):
     return stage2(
         f"data.dir={tiny_dataset}",
         *LENGTH,
-        # Few clips, seen six times: whether the loss falls does not hang on luck.
+        # Few clips, seen four times: whether the loss falls does not hang on luck.
         "data.train_split=train[:32]",
         "data.eval_split=validation[:20]",
         "eval.batch_size=8",
+        "eval.bucket_seconds=(1.0,)",
         "eval.every_steps=8",
         "train.keep=9",
         "optim.lr=5e-3",
@@ -208,23 +207,23 @@ def test_metrics_are_one_object_a_line_with_a_step(mae):
     assert all(line["perf/clips_per_second"] > 0 for line in found)
 
 
-def test_killed_between_two_steps_stage_1_resumes_bitwise(mae, mae_config, tmp_path):
-    """Results would depend on how often a job was preempted; or a line of metrics be missing."""
-    # Right after the save of step 8, whose metrics are still on the device then.
-    with kill_at(9), pytest.raises(Killed):
+def test_killed_between_two_saves_stage_1_resumes_bitwise(mae, mae_config, tmp_path):
+    """Results would depend on how often a job was preempted."""
+    with kill_at(13), pytest.raises(Killed):
         train(mae_config, tmp_path)
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")][-1] == 8
-    # And again, this time with steps behind it that no checkpoint holds.
-    with kill_at(6), pytest.raises(Killed):
-        train(mae_config, tmp_path)
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")][-1] > 8
+    # Steps that no checkpoint holds are taken again, and stand in the metrics once.
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 11
     again = Run(tmp_path, train(mae_config, tmp_path))
     same(again.state, mae.state)
     assert again.lines() == mae.lines()
 
 
 def test_killed_in_an_evaluation_stage_2_resumes_bitwise(clap, clap_config, tmp_path):
-    """As above with a moving average, dropout and init_from; and the evaluation is made up for."""
+    """As above with a moving average, dropout and init_from.
+
+    The evaluation of a checkpoint that was written before it would be missing, or the metrics of
+    its step, which are fetched one step later.
+    """
 
     def killed(params):
         raise Killed
@@ -263,16 +262,6 @@ def test_stage_2_starts_from_the_encoder_of_stage_1(mae, clap):
     same(last, clap.state.ema)
     moved = jax.tree.map(lambda a, b: (a != b).any(), last["audio"], first["audio"])
     assert all(jax.tree.leaves(moved))
-
-
-def test_stage_2_of_another_width_is_refused(clap_config, mae, tmp_path):
-    """As above, for a config that does not fit stage 1."""
-    config = clap_config.copy_and_resolve_references().unlock()
-    config.model.audio.width = config.model.audio.mlp_dim = 16
-    with pytest.raises(
-        UserError, match=r"audio\.embed\.kernel is \(512, 32\) in .* but \(512, 16\)"
-    ):
-        train(config, tmp_path)
 
 
 def test_another_config_in_the_workdir_is_refused(mae, mae_config):
