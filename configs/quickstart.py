@@ -62,10 +62,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c = stage2(c, audio_tower(), text, decoder, pool_heads=4)
     c.model.max_positions = 32
     c.masking.budget = 32
-    c.data.text_sample_alpha = 0.3  # nine thousand captions are soon learnt by heart
-    c.augment.gain_db = 6.0
-    c.augment.time_stretch = 0.1
-    c.augment.frequency_scale = 0.1
     c.objectives.contrastive.ignore_same_caption = True
     c.objectives.captioning.reduction = "tokens"
     c.train.steps = 40 if tiny else 210
