@@ -194,8 +194,7 @@ def loss_charts(run: Path) -> list[page.Chart]:
             "Stage 2: matching sounds and captions",
             "contrastive_loss",
             ("contrastive_chance", "chance: 2 ln(batch)"),
-            "Contrastive loss, both directions added. Batches of evaluation differ in size, so "
-            "only training is drawn.",
+            "Contrastive loss in nats, both directions added.",
         ),
         (
             "clap",
@@ -214,6 +213,7 @@ def loss_charts(run: Path) -> list[page.Chart]:
         curves = [Line("training", curve(f"train/{metric}"))]
         if reference:
             curves.append(Line(reference[1], curve(f"train/{reference[0]}"), "chance"))
+        # A contrastive loss depends on the batch, which differs in size in evaluation.
         if metric != "contrastive_loss":
             validation = curve(f"eval/validation/{metric}")
             if len(validation) > 1:
