@@ -29,17 +29,16 @@ LENGTH = [f"train.steps={STEPS}", "train.save_every_steps=8", "train.log_every_s
 @pytest.fixture(scope="module", autouse=True)
 def quick(tmp_path_factory):
     """Weakly optimised programs, compiled once."""
-    names = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
+    settings = {  # value here, value elsewhere
+        "jax_disable_most_optimizations": (True, False),
+        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("programs")), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
     }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
+    for name, (value, _) in settings.items():
         jax.config.update(name, value)
     yield
-    for name, value in before.items():
+    for name, (_, value) in settings.items():
         jax.config.update(name, value)
 
 

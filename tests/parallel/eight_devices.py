@@ -1,7 +1,7 @@
-"""Runs both stages on meshes of up to eight CPU devices: `python eight_devices.py FOLDER`.
+"""The objectives of both stages on meshes of up to eight CPU devices: `eight_devices.py FOLDER`.
 
 Started by test_sharding.py with the flags that make eight devices of one CPU. Writes one
-MESH.npz a mesh (losses and gradients, by name) and facts.json.
+MESH.npz a mesh (metrics and gradients, by name) and facts.json.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import Checkpoints, flat_names
@@ -33,10 +34,15 @@ MESHES = {
     "mixed8": dict(data=2, fsdp=2, tensor=2),
 }
 B, S, L, V = 8, 8_000, 32, 52
-CONFIGS = {
-    "stage1": stage1("masking.budget=20", "optim.ema_decay=0.9", "optim.warmup_steps=0"),
-    "stage2": stage2("model.text.dropout=0.1"),
-}
+
+
+def both_stages() -> ConfigDict:
+    """All parts and objectives of the two stages in one model, so that one program has them."""
+    config = stage2("masking.ratio=0.5", "model.text.dropout=0.1").copy_and_resolve_references()
+    with config.unlocked():
+        config.model.mae_decoder = stage1().model.mae_decoder
+        config.objectives.reconstruction = stage1().objectives.reconstruction
+    return config
 
 
 def batch() -> dict[str, np.ndarray]:
@@ -52,9 +58,9 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
-def prepare(name: str, sizes: dict[str, int]) -> tuple[ConfigDict, Any, Setup]:
-    """Config with these mesh sizes, mesh and setup of a stage."""
-    config = CONFIGS[name].copy_and_resolve_references().unlock()
+def prepare(config: ConfigDict, sizes: dict[str, int]) -> tuple[ConfigDict, Mesh, Setup]:
+    """The config with these mesh sizes, mesh and setup."""
+    config = config.copy_and_resolve_references().unlock()
     config.mesh = ConfigDict(dict(data=1, fsdp=1, tensor=1) | sizes)
     count = int(np.prod(list(sizes.values())))
     mesh = make_mesh(config.mesh, jax.devices()[:count])
@@ -62,29 +68,20 @@ def prepare(name: str, sizes: dict[str, int]) -> tuple[ConfigDict, Any, Setup]:
 
 
 def losses_and_gradients(sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    """Of both stages, compiled as one program, "stage1/..." and "stage2/..."."""
-    stages = {name: prepare(name, sizes) for name in CONFIGS}
-    mesh = stages["stage1"][1]
-    shardings = {name: setup.shardings.params for name, (_, _, setup) in stages.items()}
-    params = {name: draw_like(setup.shapes.params) for name, (_, _, setup) in stages.items()}
+    """Every metric and, by the parameter's name, every gradient."""
+    config, mesh, setup = prepare(both_stages(), sizes)
 
-    def losses(params: Any, batch: Any) -> tuple[jax.Array, Any]:
-        found = {}
-        for name, (config, _, setup) in stages.items():
-            model = nnx.merge(setup.graph, params[name])
-            found[name] = total_loss(Forward(model, batch, config, jax.random.key(0)), config)[0]
-        return found["stage1"] + found["stage2"], found
+    def loss(params: Any, batch: Any) -> tuple[jax.Array, Any]:
+        model = nnx.merge(setup.graph, params)
+        return total_loss(Forward(model, batch, config, jax.random.key(0)), config)
 
     run = jax.jit(
-        jax.value_and_grad(losses, has_aux=True),
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(None, shardings),
+        jax.value_and_grad(loss, has_aux=True),
+        in_shardings=(setup.shardings.params, batch_sharding(mesh)),
+        out_shardings=(None, setup.shardings.params),
     )
-    (_, found), grads = run(params, batch())
-    result = {f"{name}/loss": np.asarray(loss) for name, loss in found.items()}
-    for name, tree in grads.items():
-        result |= {f"{name}/{leaf}": np.asarray(value) for leaf, value in flat_names(tree).items()}
-    return result
+    (_, metrics), grads = run(draw_like(setup.shapes.params), batch())
+    return {name: np.asarray(value) for name, value in (metrics | flat_names(grads)).items()}
 
 
 def same(a: TrainState, b: TrainState) -> bool:
@@ -98,9 +95,10 @@ def laid_out_as(state: TrainState, shardings: TrainState) -> bool:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What a real state does on the mixed mesh: drawing, saving, restoring, one step."""
-    config, mesh, setup = prepare("stage1", MESHES["mixed8"])
-    _, _, single = prepare("stage1", MESHES["one"])
+    """What a state does on the mixed mesh: drawing, saving, restoring, one step."""
+    stage = stage1("optim.ema_decay=0.9")
+    config, mesh, setup = prepare(stage, MESHES["mixed8"])
+    _, _, single = prepare(stage, MESHES["one"])
     state = init_state(config, V, setup)
     found = {
         "same_start": same(state, init_state(config, V, single)),
@@ -118,13 +116,8 @@ def facts(folder: Path) -> dict[str, Any]:
         found[f"restored_on_{name}"] = same(restored, state)
         found[f"restored_on_{name}_laid_out"] = laid_out_as(restored, other.shardings)
     saves.close()
-    # Parameters that give gradients of every size, the same as for the plain losses.
-    state = state.replace(
-        params=jax.device_put(draw_like(setup.shapes.params), setup.shardings.params)
-    )
-    after, metrics = jit_train_step(config, setup, batch_sharding(mesh))(
-        state, jax.device_put(batch(), batch_sharding(mesh))
-    )
+    step = jit_train_step(config, setup, batch_sharding(mesh))
+    after, metrics = step(state, jax.device_put(batch(), batch_sharding(mesh)))
     found["step_laid_out"] = laid_out_as(after, setup.shardings)
     return found | {name: float(value) for name, value in metrics.items()}
 
