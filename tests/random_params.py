@@ -26,7 +26,12 @@ def draw_like(shapes: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
     )
 
 
+def draw(abstract: nnx.State, seed: int = 0) -> dict[str, Any]:
+    """As `draw_like`, for the abstract state of a module."""
+    return draw_like(nnx.to_pure_dict(abstract), seed)
+
+
 def build(make: Callable[[], nnx.Module], seed: int = 0) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Structure and drawn parameters of the module that `make` returns."""
     graph, abstract = nnx.split(nnx.eval_shape(make))
-    return graph, draw_like(nnx.to_pure_dict(abstract), seed)
+    return graph, draw(abstract, seed)
