@@ -177,6 +177,7 @@ def test_stage_1_learns(mae):
     np.testing.assert_array_equal(loss, mae.curve("train/loss"))
 
 
+@pytest.mark.slow
 def test_stage_2_learns_both_objectives(clap):
     """As above; a captioning weight of nothing, or towers that get no gradient."""
     for name in ("train/contrastive_loss", "train/captioning_loss"):
@@ -189,7 +190,10 @@ def test_stage_2_learns_both_objectives(clap):
 
 
 def test_no_compilation_after_the_first_step(mae, mae_log):
-    """Each step would stop for seconds, or every save."""
+    """Each step would stop for seconds, or every save.
+
+    The fixture forbids implicit transfers between host and device from the second step on, too.
+    """
     assert any("train_step" in message for message in mae_log["messages"])
     # When the loop asks for its third batch, step and first save are behind it.
     later = mae_log["messages"][mae_log[3] :]
@@ -217,6 +221,7 @@ def test_killed_between_two_saves_stage_1_resumes_bitwise(mae, mae_config, tmp_p
     assert again.lines() == mae.lines()
 
 
+@pytest.mark.slow
 def test_killed_in_an_evaluation_stage_2_resumes_bitwise(clap, clap_config, tmp_path):
     """As above with a moving average, dropout and init_from.
 
@@ -250,6 +255,7 @@ def test_finished_run_is_left_alone(mae, mae_config):
     assert contents() == before
 
 
+@pytest.mark.slow
 def test_stage_2_starts_from_the_encoder_of_stage_1(mae, clap):
     """Stage 1 would have been for nothing."""
     saves = Checkpoints(clap.workdir, read_only=True)
