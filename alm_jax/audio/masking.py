@@ -65,6 +65,20 @@ def example_keys(key: jax.Array, example_id: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(example_id)
 
 
+class Noise(NamedTuple):
+    """Random numbers in [0, 1) that decide what is dropped: what has the lowest ones stays.
+
+    Attributes:
+      patch: [B, N] of each patch slot.
+      time: [B, K] of each time column, K at least their number; only for "random_2d".
+      freq: [B, K] of each frequency row.
+    """
+
+    patch: jax.Array
+    time: jax.Array | None = None
+    freq: jax.Array | None = None
+
+
 def mask_view(keys: jax.Array, patches: Patches, config: MaskingConfig) -> View:
     """Splits each clip's patches into visible and dropped ones.
 
@@ -76,12 +90,41 @@ def mask_view(keys: jax.Array, patches: Patches, config: MaskingConfig) -> View:
     Returns:
       A `View`; `dropped` is None when nothing is masked. A clip always keeps at least one patch.
     """
+    if _keeps_all(patches, config):
+        return View(patches, None)
+    return split_view(draw_noise(keys, patches.mask.shape[1], config), patches, config)
+
+
+def draw_noise(keys: jax.Array, slots: int, config: MaskingConfig) -> Noise:
+    """The numbers that `split_view` needs, a function of each clip's key alone.
+
+    Args:
+      keys: [B] PRNG keys, one a clip.
+      slots: N.
+      config: its kind says what is needed.
+    """
+
+    def uniform(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, (slots,))
+
+    def along_axes(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        time_key, freq_key = jax.random.split(jax.random.fold_in(key, 1))
+        return uniform(time_key), uniform(freq_key)
+
+    patch = jax.vmap(uniform)(keys)
+    if config.kind != "random_2d":
+        return Noise(patch)
+    return Noise(patch, *jax.vmap(along_axes)(keys))
+
+
+def split_view(noise: Noise, patches: Patches, config: MaskingConfig) -> View:
+    """As `mask_view`, from given noise."""
+    if _keeps_all(patches, config):
+        return View(patches, None)
     slots = patches.mask.shape[1]
     budget = min(config.budget or slots, slots)
-    if budget == slots and config.keep_share == 1.0:
-        return View(patches, None)
-    noise = _noise(keys, patches, config)
-    order = jnp.argsort(noise, axis=1)
+    rank = _sort_keys(noise, patches, config)
+    order = jnp.argsort(rank, axis=1)
     total = patches.mask.sum(axis=1)
     visible_slots = max(1, math.floor(budget * config.keep_share + 1e-4))
     if config.kind == "random":
@@ -91,7 +134,7 @@ def mask_view(keys: jax.Array, patches: Patches, config: MaskingConfig) -> View:
     else:
         # Whole rows and columns are fewer patches than the product of the shares: 3 of 7 columns
         # and 4 of 8 rows are 12 of 56, not 14.
-        kept = (noise < 0.5).sum(axis=1)
+        kept = (rank < 0.5).sum(axis=1)
         dropped_slots = budget
     keep = jnp.minimum(kept, visible_slots)
     visible = _ranked(patches, order, jnp.zeros_like(keep), keep, visible_slots)
@@ -101,34 +144,30 @@ def mask_view(keys: jax.Array, patches: Patches, config: MaskingConfig) -> View:
     return View(visible, _ranked(patches, order, kept, end, dropped_slots))
 
 
-def _noise(keys: jax.Array, patches: Patches, config: MaskingConfig) -> jax.Array:
-    """[B, N] sort keys: the lowest stay visible (2-D: those below 0.5), padding comes last."""
+def _keeps_all(patches: Patches, config: MaskingConfig) -> bool:
     slots = patches.mask.shape[1]
-    noise = jax.vmap(lambda k: jax.random.uniform(k, (slots,)))(keys)
+    return config.keep_share == 1.0 and (config.budget or slots) >= slots
+
+
+def _sort_keys(noise: Noise, patches: Patches, config: MaskingConfig) -> jax.Array:
+    """[B, N] sort keys: the lowest stay visible (2-D: those below 0.5), padding comes last."""
+    key = noise.patch
     if config.kind == "random_2d":
-        noise = noise * 0.5 + jax.vmap(_dropped_2d, in_axes=(0, 0, 0, 0, None))(
-            keys, patches.time, patches.freq, patches.mask, config
-        )
-    return jnp.where(patches.mask, noise, jnp.inf)
+        assert noise.time is not None and noise.freq is not None
+        time, freq, mask = patches.time, patches.freq, patches.mask
+        lost = _dropped_lines(noise.time, time, mask, config.time_ratio)
+        lost |= _dropped_lines(noise.freq, freq, mask, config.freq_ratio)
+        key = key * 0.5 + lost
+    return jnp.where(patches.mask, key, jnp.inf)
 
 
-def _dropped_2d(
-    key: jax.Array, time: jax.Array, freq: jax.Array, mask: jax.Array, config: MaskingConfig
-) -> jax.Array:
-    """[N] 1.0 where the patch lies in a dropped time column or frequency row of this clip."""
-    slots = time.shape[0]
-    time_key, freq_key = jax.random.split(jax.random.fold_in(key, 1))
-    columns = jnp.max(jnp.where(mask, time, 0)) + 1
-    rows = jnp.max(jnp.where(mask, freq, 0)) + 1
-
-    def dropped(axis_key: jax.Array, size: jax.Array, ratio: float) -> jax.Array:
-        noise = jnp.where(jnp.arange(slots) < size, jax.random.uniform(axis_key, (slots,)), jnp.inf)
-        rank = jnp.argsort(jnp.argsort(noise))
-        return rank >= jnp.maximum(jnp.floor(size * (1.0 - ratio) + 1e-4), 1)
-
-    lost = dropped(time_key, columns, config.time_ratio)[time]
-    lost |= dropped(freq_key, rows, config.freq_ratio)[freq]
-    return lost.astype(jnp.float32)
+def _dropped_lines(noise: jax.Array, place: jax.Array, mask: jax.Array, ratio: float) -> jax.Array:
+    """[B, N] bool: the patch at `place` [B, N] of one axis lies in a dropped line of its clip."""
+    size = jnp.max(jnp.where(mask, place, 0), axis=1, keepdims=True) + 1
+    noise = jnp.where(jnp.arange(noise.shape[1]) < size, noise, jnp.inf)
+    rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1)
+    dropped = rank >= jnp.maximum(jnp.floor(size * (1.0 - ratio) + 1e-4), 1)
+    return jnp.take_along_axis(dropped, place, axis=1)
 
 
 def _ranked(
