@@ -29,6 +29,7 @@ __all__ = [
     "ConfigDict",
     "ConfigError",
     "TrainArgs",
+    "apply_overrides",
     "config_diff",
     "flatten",
     "load_config",
@@ -69,6 +70,22 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         config = read_config(path)
     else:
         config = config_files.run_get_config(path, arg)
+    return apply_overrides(config, overrides)
+
+
+def apply_overrides(config: ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Sets fields of a config, which is changed, and resolves it.
+
+    Args:
+      config: a tree that is not locked; a field may be a placeholder that an override must fill.
+      overrides: as in `load_config`.
+
+    Returns:
+      The resolved config, locked.
+
+    Raises:
+      ConfigError: as `load_config`.
+    """
     nullable = {key for key, value in _leaves(config) if value is None}
     for override in overrides:
         key, equals, text = arguments.strip_prefix(override).partition("=")

@@ -1,151 +1,132 @@
-"""Cacophony's official parameter tree -> the parameters of `AudioTextModel`.
+"""Cacophony's official checkpoints: `AudioMAE.ckpt` (stage 1) and `Cacophony.ckpt` (stage 2).
 
-Source: gzhu06/Cacophony, the trees of `AudioMAE.ckpt` and `Cacophony.ckpt` (['0']['params']).
-A name on either side that the map does not cover is an error, so nothing is lost silently.
+Source: gzhu06/Cacophony, the parameter trees of the two files (['0']['params']).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
-from flax import nnx
+from ml_collections import ConfigDict, config_dict
 
-from alm_jax.errors import UserError
+from alm_jax.interop.importing import Checkpoint, Format, shipped_config
+from alm_jax.interop.links import Link, Links, flax_dense, flax_norm, reshape, slots, table
 
-_ROBERTA = {
-    "attention.query": "attention/self/query",
-    "attention.key": "attention/self/key",
-    "attention.value": "attention/self/value",
-    "attention.out": "attention/output/dense",
-    "attention_norm": "attention/output/LayerNorm",
-    "mlp.up": "intermediate/dense",
-    "mlp.down": "output/dense",
-    "mlp_norm": "output/LayerNorm",
-}
-_ROBERTA_CROSS = {
-    "cross.query": "crossattention/self/query",
-    "cross.key": "crossattention/self/key",
-    "cross.value": "crossattention/self/value",
-    "cross.out": "crossattention/output/dense",
-    "cross_norm": "crossattention/output/LayerNorm",
-}
-_AUDIO = {
-    "attention.query": "MultiHeadDotProductAttention_0/query",
-    "attention.key": "MultiHeadDotProductAttention_0/key",
-    "attention.value": "MultiHeadDotProductAttention_0/value",
-    "attention.out": "MultiHeadDotProductAttention_0/out",
-    "attention_norm": "LayerNorm_0",
-    "mlp.up": "MLP_0/Dense_0",
-    "mlp.down": "MLP_0/Dense_1",
-    "mlp_norm": "LayerNorm_1",
-}
+# Width of the published audio tower -> heads of its pooler, which no tensor's shape tells.
+_POOL_HEADS = {768: 8}
+_SCAN = "encoder/layer/ScanFlaxRobertaLayer_0"
 
 
-class _Tree:
-    """The official tree, slash-joined, with a record of what has been read."""
-
-    def __init__(self, flat: Mapping[str, np.ndarray]):
-        self.flat = flat
-        self.read: set[str] = set()
-        self.params: dict[str, np.ndarray] = {}
-
-    def get(self, name: str) -> np.ndarray:
-        if name not in self.flat:
-            raise UserError(f"Cacophony checkpoint: {name} is missing")
-        self.read.add(name)
-        return np.asarray(self.flat[name], np.float32)
-
-    def dense(self, ours: str, theirs: str) -> None:
-        """Dense or LayerNorm; the audio attention's kernels lose their separate head axis."""
-        has_heads = "MultiHeadDotProductAttention" in theirs
-        if f"{theirs}/scale" in self.flat:
-            self.params[f"{ours}.scale"] = self.get(f"{theirs}/scale")
-        else:
-            kernel = self.get(f"{theirs}/kernel")
-            if has_heads and theirs.endswith("/out"):
-                kernel = kernel.reshape(-1, kernel.shape[-1])
-            elif has_heads:
-                kernel = kernel.reshape(kernel.shape[0], -1)
-            self.params[f"{ours}.kernel"] = kernel
-        bias = self.get(f"{theirs}/bias")
-        self.params[f"{ours}.bias"] = bias.reshape(-1) if has_heads else bias
-
-    def audio_stack(self, ours: str, theirs: str) -> None:
-        """Unrolled audio layers -> one stacked layer."""
-        layers: list[dict[str, np.ndarray]] = []
-        while f"{theirs}/AudioEncoderLayer_{len(layers)}/LayerNorm_0/scale" in self.flat:
-            layer = _Tree(self.flat)
-            for mine, official in _AUDIO.items():
-                layer.dense(mine, f"{theirs}/AudioEncoderLayer_{len(layers)}/{official}")
-            self.read |= layer.read
-            layers.append(layer.params)
-        for name in layers[0]:
-            stacked = np.stack([layer[name] for layer in layers])
-            self.params[f"{ours}.transformer.blocks.{name}"] = stacked
-        self.params[f"{ours}.positions.freq"] = self.get(f"{theirs}/freq_positional_embedding")
-        self.dense(f"{ours}.embed", f"{theirs}/Dense_0")
-        self.dense(f"{ours}.norm", f"{theirs}/LayerNorm_0")
-
-    def roberta_stack(self, ours: str, theirs: str, names: Mapping[str, str]) -> None:
-        """Scanned RoBERTa layers, stacked on both sides."""
-        for mine, official in names.items():
-            self.dense(
-                f"{ours}.transformer.blocks.{mine}",
-                f"{theirs}/encoder/layer/ScanFlaxRobertaLayer_0/{official}",
-            )
-
-    def done(self) -> dict[str, Any]:
-        left = sorted(set(self.flat) - self.read)
-        if left:
-            raise UserError(f"Cacophony checkpoint: unexpected parameters {left[:10]}")
-        return nnx.traversals.unflatten_mapping(
-            {tuple(name.split(".")): value for name, value in self.params.items()}
-        )
+def _configure(checkpoint: Checkpoint) -> ConfigDict:
+    if "AudioEncoder_0/Dense_0/kernel" in checkpoint.tensors:
+        config = shipped_config("cacophony_mae")
+        _audio_sizes(config.model.audio, checkpoint, "AudioEncoder_0")
+        _audio_sizes(config.model.mae_decoder, checkpoint, "AudioDecoder_0")
+        config.model.dtype = "float32"  # as the official code runs
+        return config
+    config = shipped_config("cacophony")
+    model = config.model
+    model.dtype = "float32"
+    _audio_sizes(model.audio, checkpoint, "audio_module")
+    width = model.audio.width
+    model.audio_pool.heads = _POOL_HEADS.get(width, config_dict.placeholder(int, required=True))
+    words, _ = checkpoint.shape("text_module/embeddings/word_embeddings/embedding")
+    config.tokenizer.vocab_size = words
+    positions = checkpoint.shape("text_module/embeddings/position_embeddings/embedding")
+    model.max_positions = positions[0]
+    config.data.max_text_length = min(config.data.max_text_length, positions[0])
+    model.embed_dim = checkpoint.shape("text_proj/kernel")[1]
+    for part, name in ((model.text, "text_module"), (model.caption_decoder, "decoder_module")):
+        depth, part_width, mlp = checkpoint.shape(f"{name}/{_SCAN}/intermediate/dense/kernel")
+        part.update(width=part_width, depth=depth, mlp_dim=mlp)
+        if part_width != 768:
+            part.heads = config_dict.placeholder(int, required=True)
+    return config
 
 
-def stage1_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Parameters of the masked autoencoder from `AudioMAE.ckpt`'s leaves, slash-joined names.
-
-    Raises:
-      UserError: names a parameter that is missing or has no place.
-    """
-    tree = _Tree(flat)
-    tree.audio_stack("audio", "AudioEncoder_0")
-    tree.audio_stack("mae_decoder", "AudioDecoder_0")
-    tree.params["mae_decoder.restore"] = tree.get("AudioDecoder_0/restore_patch")
-    tree.dense("mae_decoder.predict", "AudioDecoder_0/Dense_1")
-    return tree.done()
+def _audio_sizes(part: ConfigDict, checkpoint: Checkpoint, name: str) -> None:
+    attention = "AudioEncoderLayer_0/MultiHeadDotProductAttention_0/query/kernel"
+    width, heads, _ = checkpoint.shape(f"{name}/{attention}")
+    part.update(width=width, heads=heads)
+    part.depth = checkpoint.count(rf"{name}/AudioEncoderLayer_(\d+)/")
+    part.mlp_dim = checkpoint.shape(f"{name}/AudioEncoderLayer_0/MLP_0/Dense_0/kernel")[1]
 
 
-def stage2_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Parameters of the contrastive-captioning model from `Cacophony.ckpt`'s leaves.
+def _links(config: ConfigDict) -> Links:
+    model = config.model
+    links: Links = []
+    if model.mae_decoder is not None:
+        links += _audio("AudioEncoder_0", "audio", model.audio)
+        links += _audio("AudioDecoder_0", "mae_decoder", model.mae_decoder)
+        links += table("AudioDecoder_0/restore_patch", "mae_decoder.restore")
+        links += flax_dense("AudioDecoder_0/Dense_1", "mae_decoder.predict")
+        return links
+    links += _audio("audio_module", "audio", model.audio)
+    width = model.audio.width
+    query = reshape((width,), (1, width))
+    links += [Link("audio_attention_pool/query", slots("audio_pool.query"), query)]
+    links += flax_dense("audio_attention_pool/Dense_0", "audio_pool.key", "audio_pool.value")
+    links += flax_dense("audio_attention_pool/Dense_1", "audio_pool.out")
+    text = "text_module/embeddings"
+    links += table(f"{text}/word_embeddings/embedding", "text.words")
+    links += table(f"{text}/position_embeddings/embedding", "text.positions")
+    links += table(f"{text}/token_type_embeddings/embedding", "text.token_type")
+    links += flax_norm(f"{text}/LayerNorm", "text.embed_norm")
+    links += _roberta("text_module", "text", cross=False)
+    links += table("text_module/pooler/attention_pool_query", "text_pool.query")
+    links += flax_dense("text_module/pooler/key_proj", "text_pool.key")
+    links += flax_dense("text_module/pooler/value_proj", "text_pool.value")
+    links += flax_dense("text_proj", "text_proj")
+    links += _roberta("decoder_module", "caption_decoder", cross=True)
+    links += flax_dense("decoder_module/decoder_proj", "caption_decoder.predict")
+    links += table("logit_scale", "logit_scale")
+    return links
 
-    Raises:
-      UserError: names a parameter that is missing or has no place.
-    """
-    tree = _Tree(flat)
-    tree.audio_stack("audio", "audio_module")
-    tree.params["audio_pool.query"] = tree.get("audio_attention_pool/query")[None]
-    for leaf in ("kernel", "bias"):  # one official Dense makes keys and values
-        both = tree.get(f"audio_attention_pool/Dense_0/{leaf}")
-        halves = np.split(both, 2, axis=-1)
-        tree.params[f"audio_pool.key.{leaf}"], tree.params[f"audio_pool.value.{leaf}"] = halves
-    tree.dense("audio_pool.out", "audio_attention_pool/Dense_1")
-    for mine, official in (
-        ("words", "word_embeddings"),
-        ("positions", "position_embeddings"),
-        ("token_type", "token_type_embeddings"),
-    ):
-        tree.params[f"text.{mine}"] = tree.get(f"text_module/embeddings/{official}/embedding")
-    tree.dense("text.embed_norm", "text_module/embeddings/LayerNorm")
-    tree.roberta_stack("text", "text_module", _ROBERTA)
-    tree.params["text_pool.query"] = tree.get("text_module/pooler/attention_pool_query")
-    tree.dense("text_pool.key", "text_module/pooler/key_proj")
-    tree.dense("text_pool.value", "text_module/pooler/value_proj")
-    tree.dense("text_proj", "text_proj")
-    tree.roberta_stack("caption_decoder", "decoder_module", _ROBERTA | _ROBERTA_CROSS)
-    tree.dense("caption_decoder.predict", "decoder_module/decoder_proj")
-    tree.params["logit_scale"] = tree.get("logit_scale")
-    return tree.done()
+
+def _audio(official: str, ours: str, size: ConfigDict) -> Iterator[Link]:
+    """An audio stack: one entry a layer there, stacked here; its kernels have a head axis there."""
+    yield from table(f"{official}/freq_positional_embedding", f"{ours}.positions.freq")
+    yield from flax_dense(f"{official}/Dense_0", f"{ours}.embed")
+    yield from flax_norm(f"{official}/LayerNorm_0", f"{ours}.norm")
+    width, heads = size.width, size.heads
+    split = (heads, width // heads)
+    for layer in range(size.depth):
+        there, here = f"{official}/AudioEncoderLayer_{layer}", f"{ours}.transformer.blocks"
+        for name in ("query", "key", "value", "out"):
+            kernel = (*split, width) if name == "out" else (width, *split)
+            bias = (width,) if name == "out" else split
+            attention = f"{there}/MultiHeadDotProductAttention_0/{name}"
+            for leaf, shape, flat in (
+                ("kernel", kernel, (width, width)),
+                ("bias", bias, (width,)),
+            ):
+                slot = slots(f"{here}.attention.{name}.{leaf}", layer=layer)
+                yield Link(f"{attention}/{leaf}", slot, reshape(shape, flat))
+        yield from flax_norm(f"{there}/LayerNorm_0", f"{here}.attention_norm", layer)
+        yield from flax_dense(f"{there}/MLP_0/Dense_0", f"{here}.mlp.up", layer=layer)
+        yield from flax_dense(f"{there}/MLP_0/Dense_1", f"{here}.mlp.down", layer=layer)
+        yield from flax_norm(f"{there}/LayerNorm_1", f"{here}.mlp_norm", layer)
+
+
+def _roberta(official: str, ours: str, *, cross: bool) -> Iterator[Link]:
+    """A RoBERTa stack, its layers on a leading axis on both sides."""
+    there, here = f"{official}/{_SCAN}", f"{ours}.transformer.blocks"
+    attentions = {"attention": "attention", "cross": "crossattention"}
+    for mine, theirs in attentions.items():
+        if mine == "cross" and not cross:
+            continue
+        for name in ("query", "key", "value"):
+            yield from flax_dense(f"{there}/{theirs}/self/{name}", f"{here}.{mine}.{name}")
+        yield from flax_dense(f"{there}/{theirs}/output/dense", f"{here}.{mine}.out")
+        yield from flax_norm(f"{there}/{theirs}/output/LayerNorm", f"{here}.{mine}_norm")
+    yield from flax_dense(f"{there}/intermediate/dense", f"{here}.mlp.up")
+    yield from flax_dense(f"{there}/output/dense", f"{here}.mlp.down")
+    yield from flax_norm(f"{there}/output/LayerNorm", f"{here}.mlp_norm")
+
+
+FORMAT = Format(
+    "cacophony",
+    "AudioMAE.ckpt and Cacophony.ckpt of gzhu06/Cacophony (flax msgpack)",
+    _configure,
+    _links,
+)

@@ -15,16 +15,15 @@ import pytest
 from flax import nnx
 
 from alm_jax.audio.patches import Patches
-from alm_jax.config import load_config
 from alm_jax.errors import UserError
-from alm_jax.interop.cacophony import stage1_params, stage2_params
+from alm_jax.interop.cacophony import FORMAT
+from alm_jax.interop.importing import from_alm, in_memory, to_alm, vocab_size
 from alm_jax.train_state import model_graph
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
 from rule import flax_weight, normal  # noqa: E402
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TREES = json.loads((GOLDEN / "cacophony.json").read_text())
 ATOL = 2e-5
 
@@ -33,40 +32,22 @@ def official(name):
     return {key: flax_weight(key, shape) for key, shape in TREES[name]["params"]}
 
 
-def resize(config, **sizes):
-    config.update(sizes)
-
-
-def stage1():
-    config = load_config(str(CONFIGS / "cacophony_mae.py"))
-    resize(config.model.audio, width=64, depth=2, heads=4, mlp_dim=128)
-    config.model.dtype = "float32"
-    resize(config.model.mae_decoder, width=48, depth=2, heads=4, mlp_dim=96)
-    return config
-
-
-def stage2():
-    config = load_config(str(CONFIGS / "cacophony.py"))
-    for part in (config.model.audio, config.model.text, config.model.caption_decoder):
-        resize(part, width=64, depth=2, heads=4, mlp_dim=128)
-    config.model.dtype = "float32"
-    config.model.audio_pool.heads = 4
-    config.model.embed_dim = 64
-    config.model.max_positions = config.data.max_text_length = 64
-    return config
-
-
-def model_with(config, params, vocab_size):
-    graph, abstract = model_graph(config, vocab_size)
+def imported(name, *heads):
+    """Structure and parameters of an official tree; `heads` are what no tensor's shape tells."""
+    found = to_alm(FORMAT, in_memory(official(name)), [f"{key}=4" for key in heads])
+    graph, abstract = model_graph(found.config, vocab_size(found.config))
     expected = jax.tree.map(jnp.shape, nnx.to_pure_dict(abstract))
-    assert jax.tree.map(np.shape, params) == expected
-    return graph, jax.tree.map(jnp.asarray, params)
+    assert jax.tree.map(np.shape, found.params) == expected
+    return graph, jax.tree.map(jnp.asarray, found.params)
+
+
+HEADS = ("model.audio_pool.heads", "model.text.heads", "model.caption_decoder.heads")
 
 
 @pytest.fixture(scope="module")
 def mae():
     golden = np.load(GOLDEN / "cacophony_mae_tiny.npz")
-    graph, params = model_with(stage1(), stage1_params(official("cacophony_mae_tiny")), 0)
+    graph, params = imported("cacophony_mae_tiny")
     values = normal("input/patches", (2, 52, 256)).astype(np.float32)
     visible = Patches(values, golden["time_inds"], golden["freq_inds"], golden["mask"] > 0)
     dropped = Patches(
@@ -138,7 +119,7 @@ def test_stage1_gradients(mae):
 @pytest.fixture(scope="module")
 def caco():
     golden = np.load(GOLDEN / "cacophony_caco_tiny.npz")
-    graph, params = model_with(stage2(), stage2_params(official("cacophony_caco_tiny")), 200)
+    graph, params = imported("cacophony_caco_tiny", *HEADS)
     mask = golden["audio_mask"] > 0
     values = normal("input/patches", (3, 48, 256)).astype(np.float32) * mask[..., None]
     patches = Patches(values, golden["audio_time_inds"], golden["audio_freq_inds"], mask)
@@ -208,8 +189,30 @@ def test_cached_decoding(caco):
 def test_leftovers_are_errors():
     """A checkpoint with a part that this code does not know would load without a word."""
     flat = official("cacophony_mae_tiny")
-    with pytest.raises(UserError, match="extra/kernel"):
-        stage1_params({**flat, "extra/kernel": np.zeros(3)})
+    with pytest.raises(UserError, match="extra/kernel is unexpected"):
+        to_alm(FORMAT, in_memory({**flat, "extra/kernel": np.zeros(3)}))
     flat.pop("AudioDecoder_0/restore_patch")
     with pytest.raises(UserError, match="restore_patch is missing"):
-        stage1_params(flat)
+        to_alm(FORMAT, in_memory(flat))
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("cacophony_mae_tiny", ()), ("cacophony_caco_tiny", HEADS)]
+)
+def test_round_trip(name, heads):
+    """A model handed back to the official code would not be the one that was imported."""
+    flat = official(name)
+    found = to_alm(FORMAT, in_memory(flat), [f"{key}=4" for key in heads])
+    back = dict(from_alm(FORMAT, found.config, found.params))
+    assert back.keys() == flat.keys()
+    for key, array in flat.items():
+        np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+def test_heads_that_do_not_fit():
+    """Attention over another number of heads computes something else, without any error."""
+    flat = official("cacophony_caco_tiny")
+    with pytest.raises(UserError, match=r"model.audio_pool.heads has no default"):
+        to_alm(FORMAT, in_memory(flat))
+    with pytest.raises(UserError, match=r"model.audio.heads=8 contradicts .* has 4"):
+        to_alm(FORMAT, in_memory(flat), [*(f"{key}=4" for key in HEADS), "model.audio.heads=8"])

@@ -1,0 +1,337 @@
+"""Official checkpoints in and out: what a format is, and the functions that all formats share.
+
+A format (`audiomae.py`, `cacophony.py`, ...) says only what is its own: how the config follows from
+the checkpoint, and its table of links. `to_alm` and `from_alm` do the rest: they compare every name
+and shape before anything is read, account for every tensor, and refuse what is left over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (NumPy learns bfloat16)
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from alm_jax.checkpoints import flat_names
+from alm_jax.config import apply_overrides, flatten, load_config
+from alm_jax.errors import UserError
+from alm_jax.interop.links import Buffer, Link, Links, not_covered
+from alm_jax.train_state import model_graph
+
+# Fields below model, patches and frontend that a user may choose when importing; the others are
+# facts about the checkpoint.
+_CHOICES = {"dtype", "dropout", "drop_path", "init", "remat", "unroll", "causal"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint that need not be in memory yet.
+
+    Attributes:
+      shape: its shape.
+      dtype: its NumPy type (bfloat16 by ml_dtypes).
+      read: returns its values; a view of the mapped file where that is possible.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """An official checkpoint, opened.
+
+    Attributes:
+      path: file or folder.
+      tensors: official names without the wrapper that a training script put around them.
+      config: config.json of a Hugging Face folder, or the training run's arguments; {} without.
+      container: how it was written: "torch", "safetensors", "flax" or "memory".
+      inside: keys under which the tensors lie in the file, such as ("model",).
+      prefix: what was taken off the front of every name, such as "module.".
+      beside: what else the file holds, such as the optimiser's state.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    container: str = "memory"
+    inside: tuple[str, ...] = ()
+    prefix: str = ""
+    beside: tuple[str, ...] = ()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor that the format cannot do without.
+
+        Raises:
+          UserError: there is no such tensor; the checkpoint is of another kind.
+        """
+        if name not in self.tensors:
+            some = ", ".join(sorted(self.tensors)[:4])
+            raise UserError(
+                f"{self.path} has no tensor {name}, so it is no checkpoint of this --format; "
+                f"it holds {len(self.tensors)} tensors such as {some}"
+            )
+        return self.tensors[name].shape
+
+    def count(self, pattern: str) -> int:
+        """How many layers there are: one more than the highest number that `pattern` captures."""
+        found = (re.match(pattern, name) for name in self.tensors)
+        return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def in_memory(
+    tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """A checkpoint of arrays by official name, and a config.json's content."""
+    return Checkpoint(
+        Path("memory"),
+        {name: Tensor(a.shape, a.dtype, lambda a=a: a) for name, a in tensors.items()},  # type: ignore[misc]
+        config or {},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What one kind of official checkpoint is.
+
+    Attributes:
+      name: of `alm import --format=`.
+      summary: a line for `--help`.
+      configure: the experiment's config of a checkpoint: a shipped config with every size, head
+        count and constant that tensors and config.json tell. What they do not tell is a
+        `ml_collections.config_dict.placeholder(int, required=True)`; the user is asked for it. The
+        rows of the text embedding go to `tokenizer.vocab_size`.
+      links: the table of a config. All parameters of `parts` must be filled, each once.
+      parts: the top-level parts that the checkpoint holds; empty: the whole model.
+      writable: whether the official file follows from our parameters.
+    """
+
+    name: str
+    summary: str
+    configure: Callable[[Checkpoint], ConfigDict]
+    links: Callable[[ConfigDict], Links]
+    parts: tuple[str, ...] = ()
+    writable: bool = True
+
+
+@dataclasses.dataclass
+class Imported:
+    """A checkpoint in our names.
+
+    Attributes:
+      config: the experiment.
+      params: nested dict of float32 arrays.
+      loaded: official names that became parameters.
+      kept: official tensors that are no parameter, for the way back.
+      missing: official names that the checkpoint lacks and the user allowed.
+      unexpected: official names that have no place and the user allowed; they are in `kept` too.
+    """
+
+    config: ConfigDict
+    params: dict[str, Any]
+    loaded: list[str]
+    kept: dict[str, np.ndarray]
+    missing: list[str]
+    unexpected: list[str]
+
+
+def shipped_config(spec: str) -> ConfigDict:
+    """A shipped config that `configure` may change: not locked."""
+    return ConfigDict(load_config(spec).to_dict())
+
+
+def vocab_size(config: ConfigDict) -> int:
+    """Rows of the text embedding of an imported model, 0 without a text side."""
+    return 0 if config.model.text is None else int(config.tokenizer.vocab_size)
+
+
+def parameter_shapes(format: Format, config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """Dotted name -> shape of the parameters that a checkpoint of the format fills."""
+    _, abstract = model_graph(config, vocab_size(config))
+    return {
+        name: tuple(leaf.shape)
+        for name, leaf in flat_names(nnx.to_pure_dict(abstract)).items()
+        if not format.parts or name.partition(".")[0] in format.parts
+    }
+
+
+def to_alm(
+    format: Format,
+    checkpoint: Checkpoint,
+    overrides: Sequence[str] = (),
+    *,
+    allow_missing: str | None = None,
+    allow_unexpected: str | None = None,
+) -> Imported:
+    """Reads a checkpoint into our parameters.
+
+    Args:
+      format: its kind.
+      checkpoint: what was opened; its tensors are read one by one.
+      overrides: `key=value` of the config; facts that the checkpoint tells cannot be overridden.
+      allow_missing: regular expression of official names (all of it must match) that the checkpoint
+        may lack; their parameters are drawn from `config.seed`.
+      allow_unexpected: the same for names that have no place.
+
+    Raises:
+      UserError: a tensor is missing, left over, or of another shape; an override contradicts the
+        checkpoint; a field that it does not tell was not given.
+    """
+    config = _configured(format, checkpoint, overrides)
+    shapes = parameter_shapes(format, config)
+    table = format.links(config)
+    if bare := not_covered(table, shapes):
+        raise ValueError(f"format {format.name}: the links do not fill {bare[:5]} exactly once")
+    links = {link.official: link for link in table if isinstance(link, Link)}
+    buffers = {link.official: link for link in table if isinstance(link, Buffer)}
+    present = checkpoint.tensors
+    missing = sorted(links.keys() - present.keys())
+    unexpected = sorted(present.keys() - links.keys() - buffers.keys())
+    problems = _wrong_shapes(links, shapes, present)
+    problems += [f"{n} is missing" for n in missing if not _allowed(n, allow_missing)]
+    problems += [f"{n} is unexpected" for n in unexpected if not _allowed(n, allow_unexpected)]
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(
+            f"{checkpoint.path} does not fit --format={format.name}:\n  {shown}{more}\nIf a name is"
+            " meant to be missing or left over: --allow-missing=REGEX, --allow-unexpected=REGEX"
+        )
+    flat = _initial(config, shapes, [links[name] for name in missing])
+    for name in sorted(links.keys() & present.keys()):
+        link, tensor = links[name], present[name].read()
+        for slot, part in zip(link.slots, link.parts(tensor), strict=True):
+            flat[slot.name][slot.index] = part
+    kept = {}
+    for name in [*(n for n in buffers if n in present), *unexpected]:
+        kept[name] = np.array(present[name].read())
+        if name in buffers:
+            _check_buffer(buffers[name], kept[name], checkpoint.path)
+    return Imported(
+        config,
+        nnx.traversals.unflatten_mapping({tuple(n.split(".")): v for n, v in flat.items()}),
+        sorted(links.keys() & present.keys()),
+        kept,
+        missing,
+        unexpected,
+    )
+
+
+def from_alm(
+    format: Format,
+    config: ConfigDict,
+    params: Mapping[str, Any],
+    kept: Mapping[str, np.ndarray] | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The official tensors of a model, one by one: the inverse of `to_alm`.
+
+    Args:
+      format: the kind to write.
+      config: the experiment.
+      params: nested dict of arrays.
+      kept: what `to_alm` put aside; None for a model that was never imported, whose buffers are
+        computed.
+
+    Yields:
+      Official name and array (a view where possible).
+
+    Raises:
+      UserError: the format cannot be written, the parameters are of other shapes, or the official
+        file needs a tensor that only an imported model has.
+    """
+    if not format.writable:
+        raise UserError(
+            f"--format={format.name}: a model was initialised from such a checkpoint, but cannot "
+            "be written as one: its values were averaged, cut or resampled"
+        )
+    flat = flat_names(params)
+    shapes = parameter_shapes(format, config)
+    wrong = [n for n in shapes if n not in flat or tuple(flat[n].shape) != shapes[n]]
+    left = [] if format.parts else sorted(flat.keys() - shapes.keys())
+    if wrong or left:
+        raise UserError(
+            f"the parameters do not fit --format={format.name}: {(wrong + left)[:5]} differ from "
+            "what config.json describes"
+        )
+    table = format.links(config)
+    if bare := not_covered(table, shapes):
+        raise UserError(f"--format={format.name} has no place for {bare[:5]} of this model")
+    for link in table:
+        if isinstance(link, Link):
+            yield link.official, link.whole(flat)
+        elif kept is None and link.value is not None:
+            yield link.official, link.value()
+        elif kept is None and link.required:
+            raise UserError(
+                f"--format={format.name} needs {link.official}, which is in no model of ours; only "
+                "a model that was imported can be written in this format"
+            )
+    yield from (kept or {}).items()
+
+
+def _configured(format: Format, checkpoint: Checkpoint, overrides: Sequence[str]) -> ConfigDict:
+    """The format's config with overrides, which may not contradict what the checkpoint tells."""
+    told = format.configure(checkpoint)
+    before = flatten(told)  # placeholders read as None
+    config = apply_overrides(told, overrides)
+    for key, value in flatten(config).items():
+        fact = key.startswith(("model.", "patches.", "frontend.", "tokenizer.vocab_size"))
+        if not fact or key.rpartition(".")[2] in _CHOICES or before.get(key) in (None, value):
+            continue
+        raise UserError(
+            f"config.{key}={value!r} contradicts {checkpoint.path}, which has {before[key]!r}"
+        )
+    return config
+
+
+def _allowed(name: str, pattern: str | None) -> bool:
+    return pattern is not None and re.fullmatch(pattern, name) is not None
+
+
+def _wrong_shapes(
+    links: Mapping[str, Link],
+    shapes: Mapping[str, tuple[int, ...]],
+    present: Mapping[str, Tensor],
+) -> list[str]:
+    problems = []
+    for name in sorted(links.keys() & present.keys()):
+        wanted, found = links[name].shape(shapes), present[name].shape
+        if wanted != tuple(found):
+            into = ", ".join(slot.name for slot in links[name].slots)
+            problems.append(f"{name} is {tuple(found)}, but {into} needs {wanted}")
+    return problems
+
+
+def _initial(
+    config: ConfigDict, shapes: Mapping[str, tuple[int, ...]], missing: Sequence[Link]
+) -> dict[str, np.ndarray]:
+    """Arrays to fill; where a part stays missing, freshly drawn."""
+    names = {slot.name for link in missing for slot in link.slots}
+    drawn: dict[str, Any] = {}
+    if names:
+        from alm_jax.train_state import build_model
+
+        model = build_model(config, vocab_size(config), config.seed)
+        drawn = flat_names(nnx.to_pure_dict(nnx.state(model)))
+    return {
+        name: np.array(drawn[name], np.float32) if name in names else np.empty(shape, np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def _check_buffer(buffer: Buffer, found: np.ndarray, path: Path) -> None:
+    if buffer.value is None:
+        return
+    wanted = buffer.value()
+    if wanted.shape != found.shape or not np.allclose(found, wanted, rtol=0, atol=buffer.tolerance):
+        raise UserError(
+            f"{path}: the constant {buffer.official} {found.shape} is not the one this format has "
+            f"{wanted.shape}: the model computes something else than --format says"
+        )
