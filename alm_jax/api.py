@@ -35,6 +35,7 @@ from alm_jax.inference import Inference
 from alm_jax.interop.exported import read_model
 from alm_jax.model_folder import check_fit, find_model
 from alm_jax.models.audio_text import normalize
+from alm_jax.models.towers import tower_config
 from alm_jax.train_state import model_graph
 from alm_jax.window_batches import ClipResult, bucket_sizes, each_clip
 from input_pipeline.text import BOS_ID, EOS_ID, FILE_NAME, Tokenizer
@@ -102,7 +103,7 @@ class Model:
     def embed_dim(self) -> int:
         """Width d of the embeddings."""
         model = self._config.model
-        return int(model.embed_dim if self.has_text else model.audio.width)
+        return int(model.embed_dim if self.has_text else tower_config(self._config).width)
 
     @property
     def max_text_tokens(self) -> int:
@@ -333,8 +334,9 @@ class Model:
     def _mean_pool(self, params: Any, audio: jax.Array, audio_length: jax.Array) -> jax.Array:
         """[B, d] unit-norm mean of the encoder's states [B, N, d] over the clips' patches."""
         patches = self._inference.patches(audio, audio_length)
-        hidden = nnx.merge(self._inference.graph, params).audio(patches).astype(jnp.float32)
-        weight = patches.mask[..., None].astype(jnp.float32)
+        tower = nnx.merge(self._inference.graph, params).audio
+        hidden = tower(patches).astype(jnp.float32)
+        weight = tower.state_mask(patches)[..., None].astype(jnp.float32)
         return normalize((hidden * weight).sum(axis=1) / weight.sum(axis=1))
 
 

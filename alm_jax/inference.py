@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
 from alm_jax.audio.patches import Patches
 from alm_jax.models.audio_text import AudioTextModel, needed
-from alm_jax.objectives.forward import spectrogram, to_patches
+from alm_jax.models.towers import tower_patches
+from alm_jax.objectives.forward import spectrogram
 
 
 class Inference:
@@ -38,7 +39,7 @@ class Inference:
         """All patches of clips; audio [B, S] int16 or float32 in [-1, 1]."""
         pcm = audio if jnp.issubdtype(audio.dtype, jnp.floating) else pcm_to_float(audio)
         mel, frames = spectrogram(pcm, audio_length, self.frontend)
-        return to_patches(mel, frames, self.config, self.frontend)
+        return tower_patches(mel, frames, self.config, self.frontend)
 
     def _embed_audio(self, params: Any, audio: jax.Array, audio_length: jax.Array) -> jax.Array:
         """Unit-norm embeddings [B, J] float32 of audio [B, S] with valid lengths [B]."""
@@ -64,7 +65,7 @@ class Inference:
         """
         model = self._model(params)
         patches = self.patches(audio, audio_length)
-        hidden = model.audio(patches)
+        hidden, mask = model.audio(patches), model.audio.state_mask(patches)
         caches = model.init_caches(hidden, max_length)
         batch = hidden.shape[0]
 
@@ -74,7 +75,7 @@ class Inference:
 
         def step(carry):
             position, token, ended, caches, out = carry
-            logits, caches = model.decode_step(token[:, None], caches, position, patches.mask)
+            logits, caches = model.decode_step(token[:, None], caches, position, mask)
             token = jnp.where(ended, 0, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
             out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], position, axis=1)
             return position + 1, token, ended | (token == eos), caches, out

@@ -10,7 +10,7 @@ batch, learning rate, steps and decay are project choices.
 
 from ml_collections import ConfigDict
 
-from .common import base, stage2, transformer
+from .common import base, stage2, transformer, vit
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     c = base()
     c.name = "cacophony"
-    audio = transformer(768, 12, 8, activation="silu", remat="dots")
+    audio = vit(768, 12, 8, activation="silu", remat="dots")
     roberta = dict(norm="post", eps=1e-5, causal=True, dropout=0.1, init="bert", remat="dots")
     text = transformer(768, 12, 12, **roberta)
     decoder = transformer(768, 4, 12, cross=True, **roberta)

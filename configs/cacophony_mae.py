@@ -8,7 +8,7 @@ not public: batch, learning rate, steps and decay are project choices after Audi
 
 from ml_collections import ConfigDict
 
-from .common import base, stage1, transformer
+from .common import base, stage1, transformer, vit
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     c = base()
     c.name = "cacophony-mae"
-    audio = transformer(768, 12, 8, activation="silu", remat="dots")
+    audio = vit(768, 12, 8, activation="silu", remat="dots")
     decoder = transformer(768, 12, 8, activation="silu", remat="dots")
     c = stage1(c, audio, decoder)
     c.masking.budget = 496  # patches of 10 s

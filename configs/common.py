@@ -113,6 +113,11 @@ def transformer(width, depth, heads, **fields) -> ConfigDict:
     return c
 
 
+def vit(width, depth, heads, **fields) -> ConfigDict:
+    """An audio tower of the kind "vit"; see alm_jax.models.audio_vit.VitConfig."""
+    return transformer(width, depth, heads, tower="vit", **fields)
+
+
 def stage1(c: ConfigDict, audio: ConfigDict, decoder: ConfigDict) -> ConfigDict:
     """Turns c into a masked autoencoder (Cacophony's stage 1): 80 % of the patches dropped."""
     c.model.audio = audio

@@ -11,7 +11,7 @@ the parameters. Results: docs/results.md.
 
 from ml_collections import ConfigDict
 
-from .common import stage1, stage2, transformer
+from .common import stage1, stage2, transformer, vit
 from .quickstart import small
 
 
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.augment.time_stretch = 0.15
     c.augment.frequency_scale = 0.1
     c.augment.band_gain = 0.1
-    audio = transformer(256, 6, 4, activation="silu", unroll=6, dropout=0.1)
+    audio = vit(256, 6, 4, activation="silu", unroll=6, dropout=0.1)
     if arg == "mae":
         c.name = "opensounds-mae"
         c = stage1(c, audio, transformer(192, 2, 4, activation="silu", unroll=2))

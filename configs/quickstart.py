@@ -15,7 +15,7 @@ are words of about a second, and 160 ms is longer than a phoneme.
 
 from ml_collections import ConfigDict
 
-from .common import SILENCE, base, stage1, stage2, transformer
+from .common import SILENCE, base, stage1, stage2, transformer, vit
 
 
 def small() -> ConfigDict:
@@ -38,7 +38,7 @@ def small() -> ConfigDict:
 
 def audio_tower() -> ConfigDict:
     """The tower that stage 1 hands to stage 2."""
-    return transformer(192, 4, 4, activation="silu", unroll=4)
+    return vit(192, 4, 4, activation="silu", unroll=4)
 
 
 def get_config(arg: str = "") -> ConfigDict:

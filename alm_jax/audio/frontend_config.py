@@ -122,6 +122,11 @@ class LogMelConfig:
         if self.drop_last_frame and self.framing != "centre_reflect":
             raise ValueError("LogMelConfig.drop_last_frame needs framing='centre_reflect'")
 
+    @property
+    def silence(self) -> float:
+        """What a normalised spectrogram holds past a clip's last frame."""
+        return float(self.normalise(self.padding_log_value))
+
     def normalise(self, log_values: Values) -> Values:
         """Applies (x - mean) / (std * std_multiple) to log values of any shape."""
         return (log_values - self.mean) / (self.std * self.std_multiple)

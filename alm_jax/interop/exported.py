@@ -18,6 +18,7 @@ from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
 from alm_jax.interop.tensors import from_torch
+from alm_jax.models.towers import tower_config
 from alm_jax.models.transformer import TransformerConfig
 from alm_jax.train_state import model_graph
 from input_pipeline.text import FILE_NAME, Tokenizer
@@ -44,7 +45,8 @@ def export_config(config: ConfigDict, vocab_size: int) -> ConfigDict:
     model = tree["model"]
     for name in STACKS:
         if model.get(name) is not None:
-            model[name] = dataclasses.asdict(TransformerConfig(**model[name]))
+            fields = tower_config(config) if name == "audio" else TransformerConfig(**model[name])
+            model[name] = dataclasses.asdict(fields)
     for name in ("audio_pool", "text_pool"):
         if model.get(name) is not None:
             model[name] = {"heads": 1, "output": True, **model[name]}

@@ -21,7 +21,8 @@ from alm_jax.audio.patches import take
 from alm_jax.errors import UserError
 from alm_jax.inference import Inference
 from alm_jax.models.audio_text import normalize
-from alm_jax.objectives.forward import spectrogram, to_patches
+from alm_jax.models.towers import tower_patches
+from alm_jax.objectives.forward import spectrogram
 from alm_jax.train_state import model_graph
 from input_pipeline.text import BOS_ID, EOS_ID, Tokenizer
 
@@ -136,18 +137,18 @@ class Reference:
     ) -> dict[str, jax.Array]:
         model = nnx.merge(self.graph, params)
         mel, frames = spectrogram(pcm_to_float(audio), length, self.frontend)
-        patches = to_patches(mel, frames, self.config, self.frontend)
-        hidden = model.audio(patches)
+        patches = tower_patches(mel, frames, self.config, self.frontend)
+        hidden, states_mask = model.audio(patches), model.audio.state_mask(patches)
         out = {"log_mel": mel}
         if model.text is None:
-            weight = patches.mask[..., None].astype(jnp.float32)
+            weight = states_mask[..., None].astype(jnp.float32)
             out["audio_embedding"] = normalize((hidden * weight).sum(1) / weight.sum(1))
         else:
-            out["audio_embedding"] = model.audio_embedding(hidden, patches.mask)
+            out["audio_embedding"] = model.audio_embedding(hidden, states_mask)
             states = model.text(text, mask)
             out["text_embedding"] = model.text_embedding(states, mask)
             if model.caption_decoder is not None:
-                out["caption_logits"] = model.caption_decoder(states, mask, hidden, patches.mask)
+                out["caption_logits"] = model.caption_decoder(states, mask, hidden, states_mask)
         if model.mae_decoder is not None:
             slots = jnp.arange(patches.mask.shape[1])
             chosen = slots[::_VISIBLE_EVERY]

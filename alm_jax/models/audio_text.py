@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.patches import Patches
 from alm_jax.errors import UserError
-from alm_jax.models.audio_vit import AudioViT, MaeDecoder, PatchShape
+from alm_jax.models.audio_vit import MaeDecoder
 from alm_jax.models.layers import linear
 from alm_jax.models.poolers import Pooler
 from alm_jax.models.text_roberta import CaptionDecoder, TextRoberta
+from alm_jax.models.towers import build_tower, patch_shape, tower_config
 from alm_jax.models.transformer import Cache, TransformerConfig
 
 Part = TypeVar("Part")
@@ -55,20 +56,22 @@ class AudioTextModel(nnx.Module):
         """Builds the parts that `config.model` names.
 
         Args:
-          config: the whole experiment config; `model` and `patches` are read.
+          config: the whole experiment config; `model`, `patches` and `masking` are read.
           vocab_size: rows of the text embedding; 0 if there is no text side.
           num_mels: mel bins of the front end.
           rngs: source of the initial parameters.
         """
         model = config.model
         dtype = jnp.dtype(model.dtype)
-        patches = config.patches
-        shape = PatchShape(patches.time * patches.freq, num_mels // patches.freq)
-        audio = TransformerConfig(**model.audio)
-        self.audio = AudioViT(audio, shape, dtype=dtype, rngs=rngs)
+        audio = tower_config(config)
+        self.audio = build_tower(config, num_mels, dtype=dtype, rngs=rngs)
         if model.mae_decoder is not None:
             self.mae_decoder = MaeDecoder(
-                TransformerConfig(**model.mae_decoder), shape, audio.width, dtype=dtype, rngs=rngs
+                TransformerConfig(**model.mae_decoder),
+                patch_shape(config, num_mels),
+                audio.width,
+                dtype=dtype,
+                rngs=rngs,
             )
         if model.text is None:
             return
@@ -114,7 +117,7 @@ class AudioTextModel(nnx.Module):
 
     def embed_audio(self, patches: Patches) -> jax.Array:
         """[B, J] unit-norm embeddings of clips, without masking."""
-        return self.audio_embedding(self.audio(patches), patches.mask)
+        return self.audio_embedding(self.audio(patches), self.audio.state_mask(patches))
 
     def embed_text(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, J] unit-norm embeddings of token ids [B, L] with mask [B, L]."""

@@ -25,6 +25,17 @@ class PatchShape:
     freq_rows: int
 
 
+@dataclasses.dataclass(frozen=True)
+class VitConfig(TransformerConfig):
+    """Fields of `config.model.audio` of this tower.
+
+    Attributes:
+      tower: its name in `towers.TOWERS`.
+    """
+
+    tower: str = "vit"
+
+
 class PatchPositions(nnx.Module):
     """Adds the place of each patch: fixed sin/cos in time, a learned table in frequency."""
 
@@ -40,9 +51,7 @@ class PatchPositions(nnx.Module):
 class AudioViT(nnx.Module):
     """Pre-LN transformer over visible patches, without a class token, with a final LayerNorm."""
 
-    def __init__(
-        self, config: TransformerConfig, shape: PatchShape, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: VitConfig, shape: PatchShape, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
         self.width = config.width
         axes = ("patch", "embed")
@@ -66,6 +75,10 @@ class AudioViT(nnx.Module):
         x = self.embed(patches.values) + self.positions(patches.time, patches.freq)
         x = self.transformer(x.astype(self.dtype), mask=patches.mask, key=key)
         return self.norm(x).astype(self.dtype)
+
+    def state_mask(self, patches: Patches) -> jax.Array:
+        """[B, N] bool: there is one state a patch."""
+        return patches.mask
 
 
 class MaeDecoder(nnx.Module):

@@ -75,7 +75,7 @@ def captioning(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[st
         forward.text_hidden,
         forward.batch["text_mask"],
         forward.audio_hidden,
-        forward.view.visible.mask,
+        forward.audio_mask,
         key=forward.key_for("decoder"),
     )
     loss, accuracy = caption_loss(

@@ -2,7 +2,8 @@
 
 The properties are evaluated while the step is traced, so an objective that is not in the config
 costs nothing, and two objectives that read the same hidden states share one pass.
-Shapes: B batch, S samples, T frames, F mel bins, N patches, L tokens, D width, J joint width.
+Shapes: B batch, S samples, T frames, F mel bins, N patches, N' audio states, L tokens, D width,
+J joint width.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ml_collections import ConfigDict
 from alm_jax.audio.augment import AugmentConfig, augment_spectrogram, augment_waveform
 from alm_jax.audio.frontend import LogMelConfig, log_mel, num_frames, pcm_to_float
 from alm_jax.audio.masking import MaskingConfig, View, example_keys, mask_view
-from alm_jax.audio.patches import Patches, patchify
+from alm_jax.audio.patches import Patches
 from alm_jax.models.audio_text import AudioTextModel, needed
+from alm_jax.models.towers import tower_patches
 
 
 def spectrogram(
@@ -28,25 +30,6 @@ def spectrogram(
     """Log-mel [B, T, F] and frame counts [B] of float32 audio [B, S] in [-1, 1]."""
     frames = jnp.maximum(num_frames(audio_length, frontend), 1)
     return log_mel(audio, frontend, length=audio_length), frames
-
-
-def silence(frontend: LogMelConfig) -> float:
-    """What `spectrogram` holds past a clip's last frame."""
-    return float(frontend.normalise(frontend.padding_log_value))
-
-
-def to_patches(
-    mel: jax.Array, frames: jax.Array, config: ConfigDict, frontend: LogMelConfig
-) -> Patches:
-    """Patches of log-mel [B, T, F], as `config.patches` says."""
-    return patchify(
-        mel,
-        frames,
-        patch_time=config.patches.time,
-        patch_freq=config.patches.freq,
-        tail=config.patches.tail,
-        silence=silence(frontend),
-    )
 
 
 class Forward:
@@ -97,13 +80,14 @@ class Forward:
         audio = augment_waveform(self.example_keys("waveform"), audio, length, augment)
         mel, frames = spectrogram(audio, length, self.frontend)
         keys = self.example_keys("spectrogram")
-        return augment_spectrogram(keys, mel, frames, augment, padding_value=silence(self.frontend))
+        return augment_spectrogram(keys, mel, frames, augment, padding_value=self.frontend.silence)
 
     @cached_property
     def patches(self) -> Patches:
         """All patches of each clip."""
         mel, frames = self.mel
-        return to_patches(mel, frames, self.config, self.frontend)
+        keys = None if self.key is None else self.example_keys("patches")
+        return tower_patches(mel, frames, self.config, self.frontend, keys)
 
     @cached_property
     def view(self) -> View:
@@ -114,13 +98,18 @@ class Forward:
 
     @cached_property
     def audio_hidden(self) -> jax.Array:
-        """[B, N, D] states of the visible patches."""
+        """[B, N', D] states of the visible patches."""
         return self.model.audio(self.view.visible, key=self.key_for("audio"))
+
+    @cached_property
+    def audio_mask(self) -> jax.Array:
+        """[B, N'] bool, True for the states of `audio_hidden` that belong to the clip."""
+        return self.model.audio.state_mask(self.view.visible)
 
     @cached_property
     def audio_embedding(self) -> jax.Array:
         """[B, J] unit-norm float32."""
-        return self.model.audio_embedding(self.audio_hidden, self.view.visible.mask)
+        return self.model.audio_embedding(self.audio_hidden, self.audio_mask)
 
     @cached_property
     def text_hidden(self) -> jax.Array:
