@@ -7,15 +7,21 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
 # Weight decay applies to matrices, as in the papers' recipes: no biases, norms, scalars or tables.
 NOT_DECAYED = re.compile(
     r"(bias|scale|logit_scale|restore|query|words|positions(\.freq)?|token_type)$"
 )
+
+# What Muon orthogonalises: matrices between hidden states. Tables, heads that end in a vocabulary
+# or in pixels, and the patch embedding stay with Adam, as its authors advise.
+HIDDEN_MATRIX = re.compile(r"(blocks\.|pool\.|^text_proj|^audio_proj).*kernel$")
 
 
 def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
@@ -74,18 +80,49 @@ def multipliers(params: Any, rules: tuple[tuple[str, float], ...]) -> Any:
     return tree
 
 
+def scale_by_muon() -> optax.GradientTransformation:
+    """Orthogonalised momentum for stacked matrices [..., in, out], as large as Adam's updates.
+
+    The factor 0.2 sqrt(max(in, out)) gives an update the root mean square that Adam's has, so that
+    learning rate and decay mean the same for both (Moonlight, arXiv 2502.16982, section 2.2).
+    """
+
+    def matrices(updates: Any) -> Any:
+        return jax.tree.map(
+            lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), updates
+        )
+
+    def rescale(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u: u * (0.2 * max(u.shape[-2:]) ** 0.5), updates)
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=matrices),
+        optax.stateless(rescale),
+    )
+
+
 def make_optimizer(config: ConfigDict, steps: int, params: Any) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping, decoupled decay on matrices and per-parameter rates.
+    """AdamW, or Muon for hidden matrices and AdamW for the rest.
+
+    Both with global-norm clipping, decoupled decay on matrices and per-parameter rates.
 
     Args:
-      config: `lr b1 b2 eps weight_decay clip_norm lr_multipliers` and the schedule's fields.
+      config: `name b1 b2 eps weight_decay clip_norm lr_multipliers` and the schedule's fields.
       steps: length of the run in steps.
       params: the parameters or their shapes; only names are read.
     """
+    if config.name not in OPTIMIZERS:
+        raise UserError(f"optim.name is {config.name!r}; it must be one of {OPTIMIZERS}")
     decayed = jax.tree.map(lambda name: NOT_DECAYED.search(name) is None, names(params))
+    scale = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.name == "muon":
+        kinds = jax.tree.map(
+            lambda name: "muon" if HIDDEN_MATRIX.search(name) else "adam", names(params)
+        )
+        scale = optax.partition({"muon": scale_by_muon(), "adam": scale}, kinds)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += [
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        scale,
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(config, steps)),
     ]

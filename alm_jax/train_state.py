@@ -16,7 +16,7 @@ from alm_jax.audio.frontend import LogMelConfig
 from alm_jax.models.audio_text import AudioTextModel
 from alm_jax.optim import make_optimizer
 from alm_jax.parallel.mesh import replicated
-from alm_jax.parallel.sharding import param_shardings
+from alm_jax.parallel.sharding import param_shardings, state_shardings
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -79,13 +79,7 @@ def make_setup(config: ConfigDict, vocab_size: int, mesh: Mesh) -> Setup:
     optimizer = make_optimizer(config.optim, config.train.steps, params)
     of_params = param_shardings(abstract, mesh)
     opt_state = jax.eval_shape(optimizer.init, params)
-    of_opt = optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        opt_state,
-        of_params,
-        transform_non_params=lambda _: replicated(mesh),
-    )
+    of_opt = state_shardings(opt_state, of_params, mesh)
     ema = params if config.optim.ema_decay else None
     return Setup(
         graph,

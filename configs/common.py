@@ -62,6 +62,7 @@ def base() -> ConfigDict:
     c.objectives = ConfigDict()
 
     c.optim = ConfigDict()
+    c.optim.name = "adamw"  # or "muon": orthogonalised momentum for hidden matrices
     c.optim.lr = 1e-3
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 100

@@ -165,3 +165,55 @@ def test_updates_are_adamw(clip_norm):
             want[name] = want[name] - factors[name] * rate * update
     for name, value in flat_names(params).items():
         np.testing.assert_allclose(value, want[name], rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def newton_schulz(matrix):
+    """Five steps of the quintic iteration of Muon's authors, in float64."""
+    x = np.float64(matrix)
+    tall = x.shape[0] > x.shape[1]
+    x = (x.T if tall else x) / np.linalg.norm(x)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def test_first_muon_update():
+    """Layers that are orthogonalised as one matrix, or tables that are, are no longer Muon."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "audio": {
+            "embed": {"kernel": (3, 4)},
+            "transformer": {"blocks": {"mlp": {"up": {"kernel": (2, 3, 5), "bias": (2, 5)}}}},
+        },
+        "text": {"words": (6, 4)},
+        "text_proj": {"kernel": (4, 3)},
+    }
+    params, grads = (
+        jax.tree.map(
+            lambda shape: np.asarray(rng.standard_normal(shape), np.float32),
+            shapes,
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+        for _ in range(2)
+    )
+    config = optim(name="muon", lr=0.02, warmup_steps=0, weight_decay=0.3, clip_norm=0.0)
+    optimizer = make_optimizer(config, 10, params)
+    updates = quick_jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(grads, params)
+    params, grads = flat_names(params), flat_names(grads)
+    for name, update in flat_names(updates).items():
+        grad = np.float64(grads[name])
+        want = grad / (np.abs(grad) + config.eps)  # Adam's first step
+        if name.startswith(("audio.transformer", "text_proj")) and name.endswith("kernel"):
+            layers = grad[None] if grad.ndim == 2 else grad
+            scale = 0.2 * np.sqrt(max(grad.shape[-2:]))
+            want = np.stack([newton_schulz(layer) for layer in layers]).reshape(grad.shape) * scale
+        if name.endswith("kernel"):
+            want = want + 0.3 * params[name]
+        np.testing.assert_allclose(update, -0.02 * want, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_unknown_optimizer_is_named():
+    """A typing error would train with another optimiser than the config says."""
+    with pytest.raises(UserError, match=r"optim\.name is 'moun'; it must be one of"):
+        make_optimizer(optim(name="moun"), 10, tree())

@@ -9,6 +9,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from alm_jax.parallel.mesh import replicated
+
 # Which mesh axis holds each logical axis of a parameter. An axis that is absent is not sharded.
 RULES: dict[str, str] = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
 
@@ -41,6 +43,28 @@ def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict[str, Any]:
         for path, variable in nnx.to_flat_state(abstract)
     }
     return nnx.traversals.unflatten_mapping(flat)
+
+
+def state_shardings(state: Any, of_params: Any, mesh: Mesh) -> Any:
+    """Shardings of an optimiser's state: a moment lies where its parameter lies.
+
+    A leaf belongs to the parameter whose path ends its own path (optax keeps moments in trees like
+    the parameters', with holes where a rule is not applied); step counters are on every device.
+
+    Args:
+      state: the state or its shapes.
+      of_params: nested dict of the parameters' shardings.
+      mesh: the device mesh.
+    """
+    known = {tuple(path): sharding for path, sharding in jax.tree.leaves_with_path(of_params)}
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        for start in range(len(path)):
+            if (sharding := known.get(path[start:])) is not None and leaf.ndim:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree.map_with_path(of, state)
 
 
 def describe(params: Any, shardings: Any) -> str:

@@ -42,6 +42,7 @@ def both_stages() -> ConfigDict:
     with config.unlocked():
         config.model.mae_decoder = stage1().model.mae_decoder
         config.objectives.reconstruction = stage1().objectives.reconstruction
+        config.optim.name = "muon"  # its state has moments of both kinds
     return config
 
 
