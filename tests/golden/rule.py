@@ -36,3 +36,49 @@ def flax_weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     else:
         x = 0.05 * x  # tables, tokens, positions
     return x.astype(np.float32)
+
+
+def torch_weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """float32 parameter of an official PyTorch state dict; `name` is dotted.
+
+    Constants that the official constructors compute (tables of indices, counters) follow no rule.
+    """
+    x = normal(name, shape, seed)
+    *parents, leaf = name.split(".")
+    decibels = "bn0" in parents or ("batch_norm" in parents and "audio_encoder" in parents)
+    is_table = parents[-1:] and parents[-1].endswith(("_embeddings", "wte", "wpe", "shared"))
+    if leaf == "running_mean":
+        x = 3.0 * x - 30.0 if decibels else 0.1 * x
+    elif leaf == "running_var":
+        x = (200.0 if decibels else 1.0) * np.exp(0.1 * x)
+    elif not shape:
+        x = np.full((), np.log(1 / 0.07))
+    elif "relative_" in name:
+        x = 0.5 * x
+    elif leaf in POOL_QUERIES:
+        pass
+    elif leaf.endswith("bias"):
+        x = 0.02 * x
+    elif len(shape) == 1 and leaf in ("weight", "tau"):
+        x = 1.0 + 0.1 * x
+    elif leaf in ("weight", "in_proj_weight") and not is_table:
+        x = x * np.sqrt((2.0 if tuple(shape[2:]) == (3, 3) else 1.0) / np.prod(shape[1:]))
+    else:
+        x = 0.05 * x  # tables, tokens, positions
+    return x.astype(np.float32)
+
+
+def uniform(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """float32 numbers in [0, 1) belonging to a name: noise that decides what is masked."""
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return generator.random(tuple(shape)).astype(np.float32)
+
+
+def spectrogram(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """float32 noise [..., T, F] whose mean and spread change from one 16 x 16 square to another."""
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    *lead, frames, bins = shape
+    x = generator.standard_normal(tuple(shape))
+    squares = [generator.standard_normal((*lead, frames // 16, bins // 16)) for _ in range(2)]
+    spread, mean = (np.kron(square, np.ones((16, 16))) for square in squares)
+    return (x * np.exp(0.5 * spread) + mean).astype(np.float32)
