@@ -138,6 +138,7 @@ def stage2(
     c.model.text_pool = ConfigDict(dict(kind="attention", heads=1, output=False))
     c.model.max_positions = 512
     c.model.embed_dim = audio.width
+    c.model.projection = "linear"  # pooled states to the joint space; or "mlp", LAION-CLAP's
     c.model.logit_scale_init = 2.0  # log space; no clamp in the official code
     c.model.caption_decoder = decoder
     c.objectives.contrastive = ConfigDict(

@@ -18,6 +18,7 @@ from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
 from alm_jax.interop.tensors import from_torch
+from alm_jax.models.text_roberta import TextConfig
 from alm_jax.models.towers import tower_config
 from alm_jax.models.transformer import TransformerConfig
 from alm_jax.train_state import model_graph
@@ -45,11 +46,12 @@ def export_config(config: ConfigDict, vocab_size: int) -> ConfigDict:
     model = tree["model"]
     for name in STACKS:
         if model.get(name) is not None:
-            fields = tower_config(config) if name == "audio" else TransformerConfig(**model[name])
-            model[name] = dataclasses.asdict(fields)
+            model[name] = dataclasses.asdict(_fields(config, name))
     for name in ("audio_pool", "text_pool"):
         if model.get(name) is not None:
             model[name] = {"heads": 1, "output": True, **model[name]}
+    if model.get("text") is not None:
+        model.setdefault("projection", "linear")
     model["dtype"] = "float32"
     tree["export"] = {
         "format": FORMAT,
@@ -58,6 +60,13 @@ def export_config(config: ConfigDict, vocab_size: int) -> ConfigDict:
         "vocab_size": vocab_size,
     }
     return ConfigDict(tree)
+
+
+def _fields(config: ConfigDict, stack: str) -> Any:
+    """The dataclass of one of `STACKS`."""
+    if stack == "audio":
+        return tower_config(config)
+    return (TextConfig if stack == "text" else TransformerConfig)(**config.model[stack])
 
 
 def is_export(folder: Path) -> bool:

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from alm_jax.audio.patches import Patches
 from alm_jax.errors import UserError
 from alm_jax.models.audio_vit import MaeDecoder
-from alm_jax.models.layers import linear
 from alm_jax.models.poolers import Pooler
-from alm_jax.models.text_roberta import CaptionDecoder, TextRoberta
+from alm_jax.models.projections import MlpProjection, projection
+from alm_jax.models.text_roberta import CaptionDecoder, TextConfig, TextRoberta
 from alm_jax.models.towers import build_tower, patch_shape, tower_config
 from alm_jax.models.transformer import Cache, TransformerConfig
 
@@ -49,7 +49,7 @@ class AudioTextModel(nnx.Module):
     # Parts that a config may leave out.
     mae_decoder: MaeDecoder | None = None
     text: TextRoberta | None = None
-    audio_proj: nnx.Linear | None = None
+    audio_proj: nnx.Linear | MlpProjection | None = None
     caption_decoder: CaptionDecoder | None = None
 
     def __init__(self, config: ConfigDict, *, vocab_size: int, num_mels: int, rngs: nnx.Rngs):
@@ -75,27 +75,27 @@ class AudioTextModel(nnx.Module):
             )
         if model.text is None:
             return
-        if config.data.max_text_length > model.max_positions:
+        joint = model.embed_dim
+        text = TextConfig(**model.text)
+        if config.data.max_text_length + text.position_offset > model.max_positions:
             raise UserError(
                 f"data.max_text_length={config.data.max_text_length} is more than "
-                f"model.max_positions={model.max_positions}; raise the latter"
+                f"model.max_positions={model.max_positions} (less model.text.position_offset="
+                f"{text.position_offset}); raise the latter"
             )
-        joint = model.embed_dim
-        text = TransformerConfig(**model.text)
+        head = model.get("projection", "linear")
         self.audio_pool = Pooler(
             width=audio.width, init=audio.init, dtype=dtype, rngs=rngs, **model.audio_pool
         )
-        if joint != audio.width:
-            self.audio_proj = linear(
-                audio.width, joint, ("embed", None), init=audio.init, dtype=dtype, rngs=rngs
+        if head != "linear" or joint != audio.width:
+            self.audio_proj = projection(
+                head, audio.width, joint, init=audio.init, dtype=dtype, rngs=rngs
             )
         self.text = TextRoberta(text, vocab_size, model.max_positions, dtype=dtype, rngs=rngs)
         self.text_pool = Pooler(
             width=text.width, init=text.init, dtype=dtype, rngs=rngs, **model.text_pool
         )
-        self.text_proj = linear(
-            text.width, joint, ("embed", None), init=text.init, dtype=dtype, rngs=rngs
-        )
+        self.text_proj = projection(head, text.width, joint, init=text.init, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(model.logit_scale_init, jnp.float32), axes=())
         if model.caption_decoder is not None:
             self.caption_decoder = CaptionDecoder(

@@ -36,11 +36,13 @@ def linear(
     init: str,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
+    use_bias: bool = True,
 ) -> nnx.Linear:
-    """A Dense layer with bias; `axes` name its kernel's [inputs, outputs] dimensions."""
+    """A Dense layer; `axes` name its kernel's [inputs, outputs] dimensions."""
     return nnx.Linear(
         inputs,
         outputs,
+        use_bias=use_bias,
         kernel_init=INITIALIZERS[init](),
         dtype=dtype,
         rngs=rngs,

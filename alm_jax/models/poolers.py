@@ -11,7 +11,7 @@ from flax import nnx
 
 from alm_jax.models.layers import attend, embedding, linear
 
-POOLERS = ("attention", "mean", "first")
+POOLERS = ("attention", "mean", "first", "first_tanh")
 
 
 class Pooler(nnx.Module):
@@ -19,7 +19,8 @@ class Pooler(nnx.Module):
 
     kind "attention" is Cacophony's pooler: a learned query of H heads attends to the states. The
     audio pooler has an output Dense and 8 heads, the text pooler one head and no output Dense.
-    "mean" averages the valid states, "first" takes the first one.
+    "mean" averages the valid states, "first" takes the first one, "first_tanh" is BERT's and
+    RoBERTa's `pooler_output`: Dense and tanh on the first one.
     """
 
     out: nnx.Linear | None = None
@@ -39,6 +40,8 @@ class Pooler(nnx.Module):
             raise ValueError(f"pooler is {kind!r}; it must be one of {POOLERS}")
         self.kind = kind
         self.heads = heads
+        if kind == "first_tanh":
+            self.out = linear(width, width, ("embed", None), init=init, dtype=dtype, rngs=rngs)
         if kind == "attention":
             axes = ("embed", "heads")
             self.query = embedding(1, width, None, std=1.0, rngs=rngs)
@@ -53,6 +56,9 @@ class Pooler(nnx.Module):
         """[B, N, D] states with mask [B, N] -> [B, D]."""
         if self.kind == "first":
             return x[:, 0]
+        if self.kind == "first_tanh":
+            assert self.out is not None
+            return jnp.tanh(self.out(x[:, 0]))
         if self.kind == "mean":
             weight = mask[..., None].astype(jnp.float32)
             total = jnp.sum(x.astype(jnp.float32) * weight, axis=1)

@@ -1,10 +1,13 @@
 """The RoBERTa text tower (bidirectional or causal) and the caption decoder that continues it.
 
-Source: Cacophony `src/caco/text_models`; positions start at 0, token type 0 is always added.
+Source: Cacophony `src/caco/text_models`; Hugging Face `RobertaModel` with `position_offset` 2.
+Token type 0 is always added.
 Shapes: B batch, L tokens, N audio tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +17,25 @@ from alm_jax.models.layers import dropout, embedding, layer_norm, linear
 from alm_jax.models.transformer import Cache, Transformer, TransformerConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class TextConfig(TransformerConfig):
+    """Fields of `config.model.text`.
+
+    Attributes:
+      position_offset: row of the position table that the first token takes. RoBERTa's checkpoints
+        have 2, one more than the id of their padding token, whose own row padding takes; Cacophony
+        feeds the same table from row 0.
+    """
+
+    position_offset: int = 0
+
+
 class TextRoberta(nnx.Module):
     """Word + position + token-type embeddings, LayerNorm, transformer stack."""
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: TextConfig,
         vocab_size: int,
         max_positions: int,
         *,
@@ -37,9 +53,18 @@ class TextRoberta(nnx.Module):
             layer_norm(config.width, eps=config.eps, rngs=rngs) if config.norm == "pre" else None
         )
 
-    def embed(self, tokens: jax.Array, first: jax.Array | int = 0) -> jax.Array:
-        """[B, L] token ids, the first at position `first` -> [B, L, D]."""
-        place = first + jnp.arange(tokens.shape[1])
+    def embed(
+        self, tokens: jax.Array, first: jax.Array | int = 0, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, L] token ids, the first at position `first` -> [B, L, D].
+
+        With a `position_offset`, padding (where mask [B, L] is False) takes the row before it.
+        """
+        offset = self.config.position_offset
+        if offset and mask is not None:
+            place = offset - 1 + jnp.cumsum(mask, axis=1, dtype=jnp.int32) * mask
+        else:
+            place = offset + first + jnp.arange(tokens.shape[1])
         x = jnp.take(self.words.get_value(), tokens, axis=0)
         x = x + jnp.take(self.positions.get_value(), place, axis=0) + self.token_type.get_value()
         return self.embed_norm(x).astype(self.dtype)
@@ -52,7 +77,7 @@ class TextRoberta(nnx.Module):
         self, tokens: jax.Array, mask: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
         """Hidden states [B, L, D] of tokens [B, L] int32 with mask [B, L] bool."""
-        x = self.embed(tokens)
+        x = self.embed(tokens, mask=mask)
         if key is not None:
             key, embed_key = jax.random.split(key)
             x = dropout(x, self.config.dropout, embed_key)
