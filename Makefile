@@ -12,7 +12,7 @@ PACKAGES ?=
 # More arguments for `alm quickstart`.
 ARGS ?=
 # What pip installs with the project; add `cuda` or `tpu` for JAX on an accelerator.
-EXTRAS ?= torch,app,dev
+EXTRAS ?= torch,app,import,dev
 # PyTorch only checks and runs the exported model, so a CPU build is enough. On Linux the plain
 # release is the CUDA build, several GB; to get the CPU one, name PyTorch's CPU index to pip itself,
 # once: `pip config set global.extra-index-url URL`, or PIP_EXTRA_INDEX_URL in the environment. The
@@ -89,7 +89,7 @@ $(LOWER_VENV)/.installed: pyproject.toml tests/lower_bounds.py | $(LOWER_VENV)/b
 	@echo "==> Installing the oldest versions that pyproject.toml admits"
 	@$(PYTHON) tests/lower_bounds.py > $(LOWER_VENV)/constraints.txt
 	@$(LOWER_VENV)/bin/python -m pip install -q -c $(LOWER_VENV)/constraints.txt '$(TORCH)'
-	@$(LOWER_VENV)/bin/python -m pip install -q -c $(LOWER_VENV)/constraints.txt -e '.[torch,app]' pytest
+	@$(LOWER_VENV)/bin/python -m pip install -q -c $(LOWER_VENV)/constraints.txt -e '.[torch,app,import]' pytest
 	@touch $@
 
 clean: ## remove environments and caches; data/ and runs/ stay

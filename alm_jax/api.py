@@ -38,7 +38,7 @@ from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_config
 from alm_jax.train_state import model_graph
 from alm_jax.window_batches import ClipResult, bucket_sizes, each_clip
-from input_pipeline.text import BOS_ID, EOS_ID, FILE_NAME, Tokenizer
+from input_pipeline.text import FILE_NAME, Tokenizer
 
 log = logging.getLogger("alm_jax")
 
@@ -52,18 +52,18 @@ class Model:
         Args:
           config: the run's config.
           params: nested dict of arrays.
-          tokenizer: None if there is no text side.
+          tokenizer: None if there is no text side, or none came with an imported model.
           origin: where it all came from, for messages.
 
         Raises:
-          UserError: the parameters are not those of the config, or the tokenizer is missing.
+          UserError: the parameters are not those of the config.
         """
         self._config = config.copy_and_resolve_references()
         self._origin = origin
         self._tokenizer = tokenizer
-        if self.has_text and tokenizer is None:
-            raise UserError(f"{origin} has a text side but no {FILE_NAME}; copy it there")
-        graph, abstract = model_graph(self._config, tokenizer.vocab_size if tokenizer else 0)
+        # An imported model may come without its tokenizer; it embeds audio all the same.
+        rows = int(self._config.tokenizer.vocab_size) if self.has_text else 0
+        graph, abstract = model_graph(self._config, tokenizer.vocab_size if tokenizer else rows)
         check_fit(nnx.to_pure_dict(abstract), params, origin)
         self._params = jax.device_put(params)
         self._inference = Inference(self._config, graph)
@@ -220,6 +220,11 @@ class Model:
         wrong = next((text for text in texts if not isinstance(text, str)), None)
         if wrong is not None:
             raise UserError(f"embed_text takes strings, not {type(wrong).__name__} ({wrong!r:.50})")
+        if self.has_text and self._tokenizer is None:
+            raise UserError(
+                f"{self._origin} has a text side but no {FILE_NAME}: import the checkpoint again"
+                " with --tokenizer=PATH"
+            )
         if self._tokenizer is None or not self.has_text:
             raise UserError(
                 f"{self._origin} has no text side (it is a masked autoencoder, stage 1):"
@@ -285,6 +290,11 @@ class Model:
     ) -> Iterator[ClipResult[str]]:
         """Like `caption`, but yields each clip's result once it is known, bad clips included."""
         tokenizer = self._tokenizer
+        if self.has_captions and tokenizer is None:
+            raise UserError(
+                f"{self._origin} has a caption decoder but no {FILE_NAME}: import the checkpoint"
+                " again with --tokenizer=PATH"
+            )
         if tokenizer is None or not self.has_captions:
             raise UserError(
                 f"{self._origin} has no caption decoder: give a run that was trained with"
@@ -299,7 +309,7 @@ class Model:
 
         def forward(params: Any, audio: np.ndarray, audio_length: np.ndarray) -> jax.Array:
             return self._inference.caption(
-                params, audio, audio_length, BOS_ID, EOS_ID, max_length=length
+                params, audio, audio_length, tokenizer.bos_id, tokenizer.eos_id, max_length=length
             )
 
         first_window = round(self.max_seconds * self.sample_rate)

@@ -27,7 +27,7 @@ MODULES = {
     "caption": "alm_jax.caption",
     "search": "alm_jax.search",
     "export": "alm_jax.export",
-    "import": "alm_jax.import",
+    "import": "alm_jax.import_checkpoint",
     "plan": "alm_jax.plan",
     "inspect": "alm_jax.inspect",
     "ablation": "alm_jax.ablation",

@@ -92,7 +92,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", required=True, metavar="OUT", help="folder to write; an export is replaced"
     )
-    parser.add_argument("--format", choices=["torch"], default="torch")
+    parser.add_argument(
+        "--format",
+        choices=["torch", "official"],
+        default="torch",
+        help="official: the file that an imported model came from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--official", metavar="NAME", default="", help="a format of `alm import`, if not that one"
+    )
     parser.add_argument(
         "--data", metavar="DIR", help="prepared dataset to compare on (default: the model's own)"
     )
@@ -101,6 +109,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
+    if args.format == "official":
+        from alm_jax.interop.imported import export_official
+
+        print(f"Wrote {export_official(args.model, args.output, args.official)}")
+        return 0
     from alm_jax.interop.exported import read_model
     from alm_jax.interop.model_card import DataSummary
     from alm_jax.interop.torch_export import export_params, require_torch

@@ -41,8 +41,11 @@ _SAMPLE_CANDIDATES = 16
 class Tokenizer:
     """A sentencepiece model whose ids are pad 0, bos 1, eos 2, unk 3, then bytes and pieces.
 
-    Safe to share between threads; pickles to its serialised model (worker processes).
+    Safe to share between threads; pickles to its serialised model (worker processes). An imported
+    model keeps the tokenizer it came with: `input_pipeline.json_tokenizer`, which has other ids.
     """
+
+    pad_id, bos_id, eos_id, unk_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID
 
     def __init__(self, model_proto: bytes, *, origin: str = "the serialised model") -> None:
         """Builds the tokenizer.
@@ -185,6 +188,10 @@ class Tokenizer:
                 f"no tokenizer at {os.fspath(path)}: give the path of a {FILE_NAME} (training"
                 " leaves one in its workdir, export in the exported folder)"
             ) from error
+        if model_proto[:1] == b"{":
+            from input_pipeline.json_tokenizer import JsonTokenizer
+
+            return JsonTokenizer(model_proto, origin=os.fspath(path))
         return cls(model_proto, origin=os.fspath(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -232,7 +239,7 @@ class Tokenizer:
           ValueError: `max_length` below 2, or `sample_alpha` without a seed.
           UserError: `sample_alpha` with a BPE model.
         """
-        ids = np.zeros(_checked_length(max_length), np.int32)
+        ids = np.full(_checked_length(max_length), self.pad_id, np.int32)
         length = self._fill(ids, self._pieces(caption, sample_alpha, seed))
         return ids, np.arange(max_length) < length
 
@@ -240,7 +247,8 @@ class Tokenizer:
         self, captions: Sequence[str], max_length: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encodes without sampling: ids int32 [B, L] and mask bool [B, L] (see `encode`)."""
-        ids = np.zeros((len(captions), _checked_length(max_length)), np.int32)
+        shape = (len(captions), _checked_length(max_length))
+        ids = np.full(shape, self.pad_id, np.int32)
         lengths = [
             self._fill(row, self._pieces(caption, 0.0, None))
             for row, caption in zip(ids, captions, strict=True)
@@ -255,11 +263,14 @@ class Tokenizer:
         """
         pieces = []
         for piece in np.asarray(ids).tolist():
-            if piece == EOS_ID:
+            if piece == self.eos_id:
                 break
-            if piece not in (PAD_ID, BOS_ID):
-                pieces.append(piece if 0 <= piece < self.vocab_size else UNK_ID)
-        return str(self._processor.DecodeIds(pieces)) if pieces else ""
+            if piece not in (self.pad_id, self.bos_id):
+                pieces.append(piece if 0 <= piece < self.vocab_size else self.unk_id)
+        return self._text(pieces) if pieces else ""
+
+    def _text(self, pieces: list[int]) -> str:
+        return str(self._processor.DecodeIds(pieces))
 
     def _pieces(
         self, caption: str, sample_alpha: float, seed: int | np.random.Generator | None
@@ -293,17 +304,16 @@ class Tokenizer:
     def _scores(self) -> np.ndarray:
         return np.asarray([self._processor.GetScore(i) for i in range(self.vocab_size)])
 
-    @staticmethod
-    def _fill(row: np.ndarray, pieces: list[int]) -> int:
+    def _fill(self, row: np.ndarray, pieces: list[int]) -> int:
         """Writes bos, pieces, eos into `row` [L] and returns how many ids that makes."""
         pieces = pieces[: len(row) - 2]
-        row[0] = BOS_ID
+        row[0] = self.bos_id
         row[1 : len(pieces) + 1] = pieces
-        row[len(pieces) + 1] = EOS_ID
+        row[len(pieces) + 1] = self.eos_id
         return len(pieces) + 2
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Tokenizer, (self.model_proto,))
+        return (type(self), (self.model_proto,))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.model_proto == other.model_proto
@@ -312,7 +322,9 @@ class Tokenizer:
         return hash(self.model_proto)
 
     def __repr__(self) -> str:
-        return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint})"
+        return (
+            f"{type(self).__name__}(vocab_size={self.vocab_size}, fingerprint={self.fingerprint})"
+        )
 
 
 def _checked_length(max_length: int) -> int:

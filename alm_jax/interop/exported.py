@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
 from alm_jax.interop.tensors import from_torch
+from alm_jax.models.mae_decoders import decoder_config
 from alm_jax.models.text_roberta import TextConfig
 from alm_jax.models.towers import tower_config
 from alm_jax.models.transformer import TransformerConfig
@@ -27,6 +29,7 @@ from input_pipeline.text import FILE_NAME, Tokenizer
 FORMAT = "alm_jax"
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
+RECORD_NAME = "official.json"  # in a workdir that `alm import` wrote, see `imported`
 STACKS = ("audio", "mae_decoder", "text", "caption_decoder")
 
 
@@ -66,6 +69,8 @@ def _fields(config: ConfigDict, stack: str) -> Any:
     """The dataclass of one of `STACKS`."""
     if stack == "audio":
         return tower_config(config)
+    if stack == "mae_decoder":
+        return decoder_config(config.model.mae_decoder)
     return (TextConfig if stack == "text" else TransformerConfig)(**config.model[stack])
 
 
@@ -145,16 +150,28 @@ def _read_params(path: Path, config: ConfigDict, vocab_size: int) -> dict[str, A
     return nnx.traversals.unflatten_mapping({tuple(n.split(".")): v for n, v in params.items()})
 
 
+def _imported_without_tokenizer(path: Path) -> bool:
+    record = path / RECORD_NAME
+    if not record.is_file():
+        return False
+    if parts := json.loads(record.read_text(encoding="utf-8")).get("parts"):
+        raise UserError(
+            f"{path} holds only {', '.join(parts)} of a model: train from it with "
+            f"--config.init_from.workdir={path} --config.init_from.parts={','.join(parts)}"
+        )
+    return not (path / FILE_NAME).is_file()
+
+
 def read_model(
     folder: str | os.PathLike[str],
 ) -> tuple[ConfigDict, dict[str, Any], Tokenizer | None]:
     """Config, parameters (numpy) and tokenizer of a run's workdir or of an exported folder.
 
     Of a workdir, the newest whole checkpoint (its moving average, where there is one) is taken. The
-    tokenizer is None for a model without a text side.
+    tokenizer is None for a model without a text side, or imported without one.
 
     Raises:
-      UserError: it is neither, or a part is missing.
+      UserError: it is neither, or holds one tower only, or a part is missing.
     """
     path = Path(folder)
     if is_export(path):
@@ -165,7 +182,10 @@ def read_model(
             f"folder (config.json and {WEIGHTS_NAME})"
         )
     config = read_config(path / "config.json")
-    tokenizer = None if config.model.text is None else Tokenizer.load(path / FILE_NAME)
+    tokenizer = None
+    # An imported model may lack its tokenizer; a trained one never does.
+    if config.model.text is not None and not _imported_without_tokenizer(path):
+        tokenizer = Tokenizer.load(path / FILE_NAME)
     checkpoints = Checkpoints(path, read_only=True)
     try:
         params, _ = checkpoints.restore_params()

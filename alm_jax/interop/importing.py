@@ -111,6 +111,8 @@ class Format:
       links: the table of a config. All parameters of `parts` must be filled, each once.
       parts: the top-level parts that the checkpoint holds; empty: the whole model.
       writable: whether the official file follows from our parameters.
+      wrapper: regular expression of what some files of this kind put before every name.
+      ignored: regular expression of official names that belong to other heads: left out.
     """
 
     name: str
@@ -119,6 +121,8 @@ class Format:
     links: Callable[[ConfigDict], Links]
     parts: tuple[str, ...] = ()
     writable: bool = True
+    wrapper: str = ""
+    ignored: str = ""
 
 
 @dataclasses.dataclass
@@ -130,6 +134,7 @@ class Imported:
       params: nested dict of float32 arrays.
       loaded: official names that became parameters.
       kept: official tensors that are no parameter, for the way back.
+      ignored: official names that the format leaves out.
       missing: official names that the checkpoint lacks and the user allowed.
       unexpected: official names that have no place and the user allowed; they are in `kept` too.
     """
@@ -138,6 +143,7 @@ class Imported:
     params: dict[str, Any]
     loaded: list[str]
     kept: dict[str, np.ndarray]
+    ignored: list[str]
     missing: list[str]
     unexpected: list[str]
 
@@ -184,6 +190,7 @@ def to_alm(
       UserError: a tensor is missing, left over, or of another shape; an override contradicts the
         checkpoint; a field that it does not tell was not given.
     """
+    checkpoint, ignored = _relevant(format, checkpoint)
     config = _configured(format, checkpoint, overrides)
     shapes = parameter_shapes(format, config)
     table = format.links(config)
@@ -219,6 +226,7 @@ def to_alm(
         nnx.traversals.unflatten_mapping({tuple(n.split(".")): v for n, v in flat.items()}),
         sorted(links.keys() & present.keys()),
         kept,
+        ignored,
         missing,
         unexpected,
     )
@@ -274,6 +282,16 @@ def from_alm(
                 "a model that was imported can be written in this format"
             )
     yield from (kept or {}).items()
+
+
+def _relevant(format: Format, checkpoint: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint without the format's wrapper and without other heads, whose names follow."""
+    found = {re.sub(f"^(?:{format.wrapper})", "", n): t for n, t in checkpoint.tensors.items()}
+    ignored = sorted(n for n in found if format.ignored and re.fullmatch(format.ignored, n))
+    tensors = {name: tensor for name, tensor in found.items() if name not in ignored}
+    if len(found) < len(checkpoint.tensors):
+        raise UserError(f"{checkpoint.path} holds names both with and without {format.wrapper!r}")
+    return dataclasses.replace(checkpoint, tensors=tensors), ignored
 
 
 def _configured(format: Format, checkpoint: Checkpoint, overrides: Sequence[str]) -> ConfigDict:
