@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
 
     Args:
       state: the freshly initialised state.
-      config: `workdir` ("" for none) and `parts`, top-level names of the model such as ("audio",).
+      config: `workdir` ("" for none), `parts`, top-level names of the model such as ("audio",), and
+        `skip`, regular expressions of names that are not taken over.
 
     Returns:
       The new state, and the names of the parameters taken over.
@@ -38,8 +40,9 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
     finally:
         checkpoints.close()
     parts = tuple(config.parts)
-    old = {n: v for n, v in flat_names(source).items() if n.split(".")[0] in parts}
-    new = {n: v for n, v in flat_names(state.params).items() if n.split(".")[0] in parts}
+    skip = tuple(config.get("skip", ()))
+    old = _named(source, parts, skip)
+    new = _named(state.params, parts, skip)
     problems = [f"{n} is only in {path}" for n in old.keys() - new.keys()]
     problems += [f"{n} is missing in {path}" for n in new.keys() - old.keys()]
     problems += [
@@ -66,3 +69,12 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
 
     ema = None if state.ema is None else replace(state.ema)
     return state.replace(params=replace(state.params), ema=ema), sorted(old)
+
+
+def _named(tree: Any, parts: tuple[str, ...], skip: tuple[str, ...]) -> dict[str, Any]:
+    """Name -> leaf of the parts, without the names to skip."""
+    return {
+        name: leaf
+        for name, leaf in flat_names(tree).items()
+        if name.split(".")[0] in parts and not any(re.search(p, name) for p in skip)
+    }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 import optax.contrib
 from ml_collections import ConfigDict
@@ -16,7 +18,7 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
 # Weight decay applies to matrices, as in the papers' recipes: no biases, norms, scalars or tables.
 NOT_DECAYED = re.compile(
-    r"(bias|scale|logit_scale|restore|query|words|positions(\.freq)?|token_type)$"
+    r"(bias|scale|logit_scale|restore|query|words|positions(\.(freq|table))?|token_type|tau)$"
 )
 
 # What Muon orthogonalises: matrices between hidden states. Tables, heads that end in a vocabulary
@@ -80,6 +82,62 @@ def multipliers(params: Any, rules: tuple[tuple[str, float], ...]) -> Any:
     return tree
 
 
+def decay_mask(params: Any, more: tuple[str, ...] = ()) -> Any:
+    """A tree like params: whether weight decay applies.
+
+    Args:
+      params: the parameters or their shapes; only names are read.
+      more: regular expressions of further names without decay.
+
+    Raises:
+      UserError: one of them matches no parameter.
+    """
+    every = jax.tree.leaves(names(params))
+    if unused := [p for p in more if not any(re.search(p, name) for name in every)]:
+        raise UserError(f"optim.not_decayed: {unused} match no parameter")
+    return jax.tree.map(
+        lambda name: NOT_DECAYED.search(name) is None and not any(re.search(p, name) for p in more),
+        names(params),
+    )
+
+
+def layer_rates(params: Any, decay: float) -> Any:
+    """Learning-rate factors that fall towards the input of the audio tower.
+
+    The last of L layers has the factor `decay`, the first decay^L, the patch embedding, class token
+    and positions decay^(L + 1); everything else, the tower's final norm too, has 1.
+    Source: AudioMAE `util/lr_decay.py`, after BEiT.
+
+    Args:
+      params: the parameters or their shapes.
+      decay: of a layer, such as 0.75.
+
+    Returns:
+      A tree like params of factors, [L, 1, ...] for stacked layers.
+
+    Raises:
+      UserError: the audio tower is not one stack of layers.
+    """
+    stack = "audio.transformer.blocks."
+    leaves = zip(jax.tree.leaves(names(params)), jax.tree.leaves(params), strict=True)
+    depth = next((leaf.shape[0] for name, leaf in leaves if name.startswith(stack)), 0)
+    if not depth:
+        raise UserError(
+            f"optim.layer_decay={decay} needs an audio tower of one stack of layers (tower 'vit');"
+            " set it to 1, or give optim.lr_multipliers"
+        )
+
+    def factor(name: str, leaf: Any) -> Any:
+        if name.startswith(stack):
+            rates = float(decay) ** np.arange(depth, 0, -1)
+            return rates.astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
+        if re.match(r"audio\.(embed|class_token|positions)(\.|$)", name):
+            return float(decay) ** (depth + 1)
+        return 1.0
+
+    return jax.tree.map(factor, names(params), params)
+
+
 def scale_by_muon() -> optax.GradientTransformation:
     """Orthogonalised momentum for stacked matrices [..., in, out], as large as Adam's updates.
 
@@ -107,13 +165,14 @@ def make_optimizer(config: ConfigDict, steps: int, params: Any) -> optax.Gradien
     Both with global-norm clipping, decoupled decay on matrices and per-parameter rates.
 
     Args:
-      config: `name b1 b2 eps weight_decay clip_norm lr_multipliers` and the schedule's fields.
+      config: `name b1 b2 eps weight_decay not_decayed clip_norm lr_multipliers layer_decay` and the
+        schedule's fields.
       steps: length of the run in steps.
-      params: the parameters or their shapes; only names are read.
+      params: the parameters or their shapes.
     """
     if config.name not in OPTIMIZERS:
         raise UserError(f"optim.name is {config.name!r}; it must be one of {OPTIMIZERS}")
-    decayed = jax.tree.map(lambda name: NOT_DECAYED.search(name) is None, names(params))
+    decayed = decay_mask(params, tuple(config.get("not_decayed", ())))
     scale = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.name == "muon":
         kinds = jax.tree.map(
@@ -126,9 +185,15 @@ def make_optimizer(config: ConfigDict, steps: int, params: Any) -> optax.Gradien
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(config, steps)),
     ]
+    rates = []
     if config.lr_multipliers:
-        factors = multipliers(params, tuple(tuple(rule) for rule in config.lr_multipliers))
-        parts.append(
-            optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
-        )
+        rates.append(multipliers(params, tuple(tuple(rule) for rule in config.lr_multipliers)))
+    if config.get("layer_decay", 1.0) != 1.0:
+        rates.append(layer_rates(params, config.layer_decay))
+    parts += [optax.stateless(functools.partial(_times, factors)) for factors in rates]
     return optax.chain(*parts)
+
+
+def _times(factors: Any, updates: Any, params: Any) -> Any:
+    del params
+    return jax.tree.map(lambda update, factor: update * factor, updates, factors)

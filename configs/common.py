@@ -43,6 +43,9 @@ def base() -> ConfigDict:
     c.patches.time = 16  # frames
     c.patches.freq = 16  # mel bins
     c.patches.tail = "drop"  # frames that fill no patch: "drop" (official) or "keep"
+    c.patches.time_stride = 0  # frames between the starts of two patches; 0: side by side
+    c.patches.freq_stride = 0  # mel bins between the starts of two patches; 0: side by side
+    c.patches.frames = 0  # length that all clips are cut or padded to; 0: each its own
     c.masking = ConfigDict()
     c.masking.kind = "random"
     c.masking.ratio = 0.0  # share of patches dropped in training
@@ -55,7 +58,8 @@ def base() -> ConfigDict:
     c.model = ConfigDict()
     c.model.dtype = "float32"  # matmul inputs; parameters are float32
     c.model.audio = None
-    c.model.mae_decoder = None
+    c.model.mae_decoder = None  # see alm_jax.models.mae_decoders
+    c.model.classifier = None  # labels: classes, pool, eps, init_std
     c.model.text = None
     c.model.caption_decoder = None
 
@@ -74,6 +78,8 @@ def base() -> ConfigDict:
     c.optim.clip_norm = 1.0  # 0: no clipping
     c.optim.ema_decay = 0.0  # 0: evaluate the last parameters, not their average
     c.optim.lr_multipliers = ()  # (("^audio", 0.5), ...): first match counts
+    c.optim.layer_decay = 1.0  # rate of an audio layer as a share of the next one's; 1: off
+    c.optim.not_decayed = ()  # more names without weight decay, regular expressions
 
     c.mesh = ConfigDict()
     c.mesh.data = -1
@@ -83,6 +89,7 @@ def base() -> ConfigDict:
     c.init_from = ConfigDict()
     c.init_from.workdir = ""
     c.init_from.parts = ("audio",)
+    c.init_from.skip = ()  # names to leave out, regular expressions
 
     c.train = ConfigDict()
     c.train.steps = 1000

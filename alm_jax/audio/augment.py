@@ -27,6 +27,7 @@ class AugmentConfig:
     Attributes:
         time_roll: rotate the valid samples by up to time_roll * length / 2 either way, 0..1.
         gain_db: gain drawn uniformly in [-gain_db, gain_db] dB.
+        gain_beta: factor 0.5 + x with x from Beta(gain_beta, gain_beta), 0 is off (AudioMAE: 10).
         background_probability: chance that the next row of the batch is added to a clip.
         background_snr_db: (lowest, highest) level of the clip over that background, in dB.
         noise_probability: chance that white noise is added.
@@ -48,6 +49,7 @@ class AugmentConfig:
 
     time_roll: float = 0.0
     gain_db: float = 0.0
+    gain_beta: float = 0.0
     background_probability: float = 0.0
     background_snr_db: tuple[float, float] = (5.0, 20.0)
     noise_probability: float = 0.0
@@ -112,6 +114,10 @@ def augment_waveform(keys: Array, audio: Array, length: Array, cfg: AugmentConfi
     if cfg.gain_db:
         gain = 10.0 ** (_between(draws[:, 1], -cfg.gain_db, cfg.gain_db) / 20.0)
         audio = ops.zero_padding(audio * gain[:, None], length)
+    if cfg.gain_beta:
+        gain_keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+        beta = jax.vmap(lambda key: jax.random.beta(key, cfg.gain_beta, cfg.gain_beta))(gain_keys)
+        audio = ops.zero_padding(audio * (0.5 + beta)[:, None], length)
     if cfg.background_probability:
         # Rows of a batch are already in random order, so the neighbour is a random clip. Taking it
         # by rotation moves one row between devices; a random permutation would move them all.

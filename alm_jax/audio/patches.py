@@ -39,10 +39,13 @@ class PatchConfig:
     Attributes:
       time: frames a patch spans.
       freq: mel bins a patch spans.
-      tail: what happens to frames that do not fill a last patch, see `patchify`.
+      tail: what happens to frames that do not fill a last patch: "drop" them (Cacophony), or
+        "keep" them in a patch completed with silence. A clip shorter than one patch always keeps
+        that one, since a clip without patches has no embedding.
       time_stride: frames from one patch's start to the next; 0 is `time`, patches side by side.
         AudioMAE's and AST's overlapping patches have 10.
-      freq_stride: mel bins from one patch's start to the next; 0 is `freq`.
+      freq_stride: mel bins from one patch's start to the next; 0 is `freq`, which then must divide
+        the mel bins. Bins that fill no overlapping patch are dropped, as by a convolution.
       frames: every spectrogram is cut to this length, or completed with silence that counts as
         sound, so that all clips have the same grid of patches (AudioMAE: 1,024); 0 is as long as
         the clip.
@@ -110,54 +113,48 @@ def patchify(
     patch_time: int,
     patch_freq: int,
     tail: str = "drop",
-    time_stride: int = 0,
-    freq_stride: int = 0,
-    frames: int = 0,
     silence: float = 0.0,
+) -> Patches:
+    """As `cut`, for patches side by side."""
+    return cut(mel, num_frames, PatchConfig(patch_time, patch_freq, tail), silence=silence)
+
+
+def cut(
+    mel: jax.Array, num_frames: jax.Array, config: PatchConfig, *, silence: float = 0.0
 ) -> Patches:
     """Cuts spectrograms into patches, time outermost, frequency innermost.
 
     Args:
       mel: [B, T, F] float32; frames past `num_frames` hold the front end's value of silence.
       num_frames: [B] int32 frames that belong to the clip.
-      patch_time: frames a patch spans.
-      patch_freq: mel bins a patch spans; must divide F unless patches overlap.
-      tail: what happens to frames that do not fill a last patch: "drop" them (Cacophony), or
-        "keep" them in a patch completed with silence. A clip shorter than one patch always keeps
-        that one, since a clip without patches has no embedding.
-      time_stride: see `PatchConfig`. Mel bins that fill no overlapping patch are dropped, as a
-        convolution without padding does.
-      freq_stride: see `PatchConfig`.
-      frames: see `PatchConfig`.
+      config: sizes and what happens at the clip's end.
       silence: value that completes the last patch where the array ends; the one that `mel` holds
         past `num_frames`, so that an embedding does not depend on how far its batch was padded.
 
     Returns:
-      `Patches` with N = columns * rows and P = patch_time * patch_freq.
+      `Patches` with N = columns * rows and P = config.pixels.
 
     Raises:
-      ValueError: if `tail` is unknown or `patch_freq` does not divide F.
+      ValueError: if the patches do not cover the F mel bins.
     """
-    config = PatchConfig(patch_time, patch_freq, tail, time_stride, freq_stride, frames)
     batch, length, num_mels = mel.shape
     rows = config.rows(num_mels)
     if config.frames:
         length, num_frames = config.frames, jnp.full_like(num_frames, config.frames)
     columns = max(1, int(config.columns(length)))
     stride, freq_step = config.strides
-    wanted = (columns - 1) * stride + patch_time
+    wanted = (columns - 1) * stride + config.time
     if wanted > mel.shape[1]:
         missing = wanted - mel.shape[1]
         mel = jnp.pad(mel, ((0, 0), (0, missing), (0, 0)), constant_values=silence)
     mel = mel[:, :wanted]
-    if (stride, freq_step) == (patch_time, patch_freq):
-        grid = mel.reshape(batch, columns, patch_time, rows, patch_freq)
+    if (stride, freq_step) == (config.time, config.freq):
+        grid = mel.reshape(batch, columns, config.time, rows, config.freq)
     else:
-        in_time = stride * jnp.arange(columns)[:, None] + jnp.arange(patch_time)
-        in_freq = freq_step * jnp.arange(rows)[:, None] + jnp.arange(patch_freq)
+        in_time = stride * jnp.arange(columns)[:, None] + jnp.arange(config.time)
+        in_freq = freq_step * jnp.arange(rows)[:, None] + jnp.arange(config.freq)
         grid = mel[:, in_time][..., in_freq]
-    grid = grid.transpose(0, 1, 3, 2, 4)
-    values = grid.reshape(batch, columns * rows, patch_time * patch_freq)
+    values = grid.transpose(0, 1, 3, 2, 4).reshape(batch, columns * rows, config.pixels)
     valid_columns = jnp.clip(config.columns(num_frames), 1, columns)
     time = jnp.repeat(jnp.arange(columns, dtype=jnp.int32), rows)
     freq = jnp.tile(jnp.arange(rows, dtype=jnp.int32), columns)

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.patches import Patches
 from alm_jax.errors import UserError
-from alm_jax.models.audio_vit import MaeDecoder
+from alm_jax.models.classifier import Classifier
+from alm_jax.models.mae_decoders import Decoder, build_decoder
 from alm_jax.models.poolers import Pooler
 from alm_jax.models.projections import MlpProjection, projection
 from alm_jax.models.text_roberta import CaptionDecoder, TextConfig, TextRoberta
@@ -47,7 +48,8 @@ class AudioTextModel(nnx.Module):
     """Towers, poolers and decoders of one experiment; see the module docstring."""
 
     # Parts that a config may leave out.
-    mae_decoder: MaeDecoder | None = None
+    mae_decoder: Decoder | None = None
+    classifier: Classifier | None = None
     text: TextRoberta | None = None
     audio_proj: nnx.Linear | MlpProjection | None = None
     caption_decoder: CaptionDecoder | None = None
@@ -66,12 +68,16 @@ class AudioTextModel(nnx.Module):
         audio = tower_config(config)
         self.audio = build_tower(config, num_mels, dtype=dtype, rngs=rngs)
         if model.mae_decoder is not None:
-            self.mae_decoder = MaeDecoder(
-                TransformerConfig(**model.mae_decoder),
+            self.mae_decoder = build_decoder(
+                model.mae_decoder,
                 patch_shape(config, num_mels),
                 audio.width,
                 dtype=dtype,
                 rngs=rngs,
+            )
+        if model.get("classifier") is not None:
+            self.classifier = Classifier(
+                width=audio.width, dtype=dtype, rngs=rngs, **model.classifier
             )
         if model.text is None:
             return
@@ -114,6 +120,11 @@ class AudioTextModel(nnx.Module):
     def text_embedding(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, J] unit-norm float32 embeddings of text states [B, L, D] with mask [B, L]."""
         return normalize(self.text_proj(self.text_pool(hidden, mask)))
+
+    def classify(self, patches: Patches, key: jax.Array | None = None) -> jax.Array:
+        """[B, Y] float32 logits of clips; a key for dropout and stochastic depth in training."""
+        head = needed(self.classifier, "model.classifier")
+        return head(self.audio(patches, key), self.audio.state_mask(patches))
 
     def embed_audio(self, patches: Patches) -> jax.Array:
         """[B, J] unit-norm embeddings of clips, without masking."""

@@ -1,7 +1,8 @@
-"""The ViT audio tower over sets of patches, and the masked-autoencoder decoder (Cacophony).
+"""The ViT audio tower over sets of patches.
 
-Source: Cacophony `src/caco/audio_models/mae.py`; sizes and names in the class docstrings.
-Shapes: B batch, N patches, P patch pixels, D width.
+Sources: Cacophony `src/caco/audio_models/mae.py`; AudioMAE `models_mae.py` and `models_vit.py`
+(class token, fixed positions, no final norm in fine-tuning).
+Shapes: B batch, N patches, N' states, P patch pixels, D width.
 """
 
 from __future__ import annotations
@@ -13,16 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alm_jax.audio.patches import Patches
-from alm_jax.models.layers import embedding, layer_norm, linear, sincos_positions
+from alm_jax.models.layers import layer_norm, linear
+from alm_jax.models.patch_positions import PatchShape, make_positions
 from alm_jax.models.transformer import Transformer, TransformerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchShape:
-    """What a tower must know of its patches: pixels of one and number of frequency rows."""
-
-    pixels: int
-    freq_rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,25 +25,23 @@ class VitConfig(TransformerConfig):
 
     Attributes:
       tower: its name in `towers.TOWERS`.
+      positions: a kind of `patch_positions.make_positions`.
+      class_token: a learned token goes through the stack with the patches. Its state comes first.
+      final_norm: LayerNorm after the last layer. AudioMAE's fine-tuned models have none here, but
+        one after pooling (`model.classifier`).
     """
 
     tower: str = "vit"
-
-
-class PatchPositions(nnx.Module):
-    """Adds the place of each patch: fixed sin/cos in time, a learned table in frequency."""
-
-    def __init__(self, width: int, freq_rows: int, *, rngs: nnx.Rngs):
-        self.width = width
-        self.freq = embedding(freq_rows, width, None, std=0.02, rngs=rngs)
-
-    def __call__(self, time: jax.Array, freq: jax.Array) -> jax.Array:
-        """Positions [B, N, D] float32 of the patches at (time, freq), both [B, N]."""
-        return sincos_positions(time, self.width) + jnp.take(self.freq.get_value(), freq, axis=0)
+    positions: str = "sincos_time"
+    class_token: bool = False
+    final_norm: bool = True
 
 
 class AudioViT(nnx.Module):
-    """Pre-LN transformer over visible patches, without a class token, with a final LayerNorm."""
+    """Transformer over visible patches."""
+
+    class_token: nnx.Param | None = None
+    norm: nnx.LayerNorm | None = None
 
     def __init__(self, config: VitConfig, shape: PatchShape, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dtype = dtype
@@ -58,9 +50,13 @@ class AudioViT(nnx.Module):
         self.embed = linear(
             shape.pixels, config.width, axes, init=config.init, dtype=dtype, rngs=rngs
         )
-        self.positions = PatchPositions(config.width, shape.freq_rows, rngs=rngs)
+        self.positions = make_positions(config.positions, config.width, shape, rngs=rngs)
         self.transformer = Transformer(config, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(config.width, eps=config.eps, rngs=rngs)
+        if config.final_norm:
+            self.norm = layer_norm(config.width, eps=config.eps, rngs=rngs)
+        if config.class_token:
+            token = nnx.initializers.normal(0.02)(rngs.params(), (config.width,), jnp.float32)
+            self.class_token = nnx.Param(token, axes=("embed",))
 
     def __call__(self, patches: Patches, key: jax.Array | None = None) -> jax.Array:
         """Encodes patches.
@@ -70,64 +66,29 @@ class AudioViT(nnx.Module):
           key: PRNG key for dropout; None in evaluation.
 
         Returns:
-          [B, N, D] hidden states in the model's dtype.
+          [B, N', D] states in the model's dtype: the class token's, if there is one, then one a
+          patch slot.
         """
+        x, mask = self.tokens(patches)
+        x = self.transformer(x, mask=mask, key=key)
+        return x if self.norm is None else self.norm(x).astype(self.dtype)
+
+    def tokens(self, patches: Patches) -> tuple[jax.Array, jax.Array]:
+        """What the stack reads: tokens [B, N', D] and which of them are real, [B, N'] bool."""
         x = self.embed(patches.values) + self.positions(patches.time, patches.freq)
-        x = self.transformer(x.astype(self.dtype), mask=patches.mask, key=key)
-        return self.norm(x).astype(self.dtype)
+        mask = patches.mask
+        if self.class_token is not None:
+            token = self.class_token.get_value() + self.positions.of_class_token()
+            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
+            mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+        return x.astype(self.dtype), mask
 
     def state_mask(self, patches: Patches) -> jax.Array:
-        """[B, N] bool: there is one state a patch."""
-        return patches.mask
+        """[B, N'] bool, True for the states of patches.
 
-
-class MaeDecoder(nnx.Module):
-    """Predicts dropped patches from visible ones.
-
-    Visible states and one learned vector per dropped patch are concatenated, not unshuffled: each
-    carries its place, so their order does not matter (Cacophony's stage 1).
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        shape: PatchShape,
-        encoder_width: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.dtype = dtype
-        width = config.width
-        self.embed = linear(
-            encoder_width, width, ("embed", None), init=config.init, dtype=dtype, rngs=rngs
-        )
-        self.positions = PatchPositions(width, shape.freq_rows, rngs=rngs)
-        restore = nnx.initializers.normal(0.02)(rngs.params(), (width,), jnp.float32)
-        self.restore = nnx.Param(restore, axes=("embed",))
-        self.transformer = Transformer(config, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, eps=config.eps, rngs=rngs)
-        self.predict = linear(
-            width, shape.pixels, ("embed", "patch"), init=config.init, dtype=dtype, rngs=rngs
-        )
-
-    def __call__(
-        self, hidden: jax.Array, visible: Patches, dropped: Patches, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Predicts the pixels of the dropped patches.
-
-        Args:
-          hidden: [B, N, D] the encoder's states of the visible patches.
-          visible: their places and mask; the values are not read.
-          dropped: places and mask of the M patches to predict; the values are not read.
-          key: PRNG key for dropout; None in evaluation.
-
-        Returns:
-          [B, M, P] float32 predictions.
+        The class token's state is no part of the clip: poolers average patches alone, as AudioMAE's
+        fine-tuning does, and the pooler "first" takes it whatever the mask says.
         """
-        states = self.embed(hidden) + self.positions(visible.time, visible.freq)
-        restore = self.restore.get_value() + self.positions(dropped.time, dropped.freq)
-        x = jnp.concatenate([states, restore], axis=1).astype(self.dtype)
-        mask = jnp.concatenate([visible.mask, dropped.mask], axis=1)
-        x = self.transformer(x, mask=mask, key=key)[:, visible.mask.shape[1] :]
-        return self.predict(self.norm(x).astype(self.dtype)).astype(jnp.float32)
+        if self.class_token is None:
+            return patches.mask
+        return jnp.pad(patches.mask, ((0, 0), (1, 0)), constant_values=False)

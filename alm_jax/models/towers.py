@@ -23,9 +23,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from alm_jax.audio.frontend import LogMelConfig
-from alm_jax.audio.patches import Patches, patchify
+from alm_jax.audio.patches import PatchConfig, Patches, cut
 from alm_jax.errors import UserError
-from alm_jax.models.audio_vit import AudioViT, PatchShape, VitConfig
+from alm_jax.models.audio_vit import AudioViT, VitConfig
+from alm_jax.models.patch_positions import PatchShape
 
 
 class AudioTower(Protocol):
@@ -74,8 +75,9 @@ class TowerKind(NamedTuple):
 
 
 def patch_shape(config: ConfigDict, num_mels: int) -> PatchShape:
-    """Pixels and frequency rows of the patches that `config.patches` cuts."""
-    return PatchShape(config.patches.time * config.patches.freq, num_mels // config.patches.freq)
+    """Pixels, frequency rows and columns of the patches that `config.patches` cuts."""
+    patches = PatchConfig(**config.patches)
+    return PatchShape(patches.pixels, patches.rows(num_mels), patches.fixed_columns)
 
 
 def _build_vit(
@@ -93,14 +95,7 @@ def _vit_patches(
     keys: jax.Array | None,
 ) -> Patches:
     del fields, keys
-    return patchify(
-        mel,
-        frames,
-        patch_time=config.patches.time,
-        patch_freq=config.patches.freq,
-        tail=config.patches.tail,
-        silence=frontend.silence,
-    )
+    return cut(mel, frames, PatchConfig(**config.patches), silence=frontend.silence)
 
 
 TOWERS: dict[str, TowerKind] = {
