@@ -72,7 +72,8 @@ def _third_party() -> Iterator[tuple[pathlib.Path, str, set[str], bool]]:
 
 def test_every_import_is_declared():
     """An undeclared import works here by luck and fails on a fresh machine."""
-    core, optional = _declared(), _declared("torch") | _declared("app")
+    core = _declared()
+    optional = _declared("torch") | _declared("app") | _declared("import")
     for path, module, names, at_import in _third_party():
         # A file shipped with an exported model runs beside torch, without this package.
         needs_torch = "modeling" in path.name or "modelling" in path.name
