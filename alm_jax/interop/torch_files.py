@@ -95,7 +95,10 @@ def _rebuild_tensor(
         if 0 in size:
             return np.empty(size, storage.dtype)
         if last >= len(values):
-            raise ValueError(f"a tensor of size {size} is larger than its storage {storage.key}")
+            raise UserError(
+                f"the checkpoint holds a tensor of size {size} that is larger than its storage "
+                f"{storage.key}: the file is damaged or forged; copy it again"
+            )
         steps = [s * values.itemsize for s in stride]
         return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
 
