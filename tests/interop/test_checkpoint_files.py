@@ -95,7 +95,8 @@ def test_nothing_in_a_checkpoint_is_run(legacy: bool, tmp_path: Path):
 def test_tensor_beyond_its_storage(tmp_path: Path):
     """A forged size would read memory that is not the file's."""
     path = tmp_path / "forged.pth"
-    torch.save({"w": torch.ones(1000)}, path)
+    # The older format has no checksums to forge.
+    torch.save({"w": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     assert data.count(b"M\xe8\x03") >= 1  # 1000 as pickle writes it
     path.write_bytes(data.replace(b"M\xe8\x03", b"M\xff\xff"))
