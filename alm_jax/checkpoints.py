@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
-from alm_jax.train_state import TrainState
+from alm_jax.train_state import TrainState, join
 
 # Orbax warns three times whenever a checkpoint is opened for reading, which is what was asked for.
 logging.getLogger("absl").addFilter(
@@ -96,10 +96,11 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(target), loader=ocp.args.JsonRestore()
             ),
         )
-        return TrainState(**{"ema": None, **restored["state"]}), restored["loader"]
+        empty: dict[str, Any] = {"ema": None, "stats": {}}
+        return TrainState(**{**empty, **restored["state"]}), restored["loader"]
 
     def restore_params(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters to evaluate (the average, where there is one) as numpy, and the metadata.
+        """Arrays of the model to evaluate (averaged, where that is kept) as numpy, and metadata.
 
         Raises:
           UserError: if there is no whole checkpoint.
@@ -118,7 +119,8 @@ class Checkpoints:
         part = "ema" if structure.get("ema") else "params"
         with ocp.PyTreeCheckpointer() as reader:
             path = self.directory / str(step) / "state"
-            wanted = {part: jax.tree.map(lambda _: 0, structure[part])}
+            parts = [part, "stats"] if structure.get("stats") else [part]
+            wanted = {name: jax.tree.map(lambda _: 0, structure[name]) for name in parts}
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             restored = reader.restore(
                 path,
@@ -126,7 +128,7 @@ class Checkpoints:
                     item=wanted, restore_args=arguments, partial_restore=True
                 ),
             )
-        return restored[part], metadata
+        return join(restored[part], restored.get("stats")), metadata
 
     def wait(self) -> None:
         """Returns when every save has reached the disk."""
@@ -139,9 +141,11 @@ class Checkpoints:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    """The state as orbax stores it: no entry for an average that is not kept."""
+    """The state as orbax stores it: no entry for an average or statistics that are not kept."""
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    return tree if state.ema is None else {**tree, "ema": state.ema}
+    if state.ema is not None:
+        tree["ema"] = state.ema
+    return {**tree, "stats": state.stats} if state.stats else tree
 
 
 def latest_step(workdir: Path) -> int | None:

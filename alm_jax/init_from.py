@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.errors import UserError
-from alm_jax.train_state import TrainState
+from alm_jax.train_state import TrainState, join
 
 
 def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[str]]:
@@ -42,7 +42,7 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
     parts = tuple(config.parts)
     skip = tuple(config.get("skip", ()))
     old = _named(source, parts, skip)
-    new = _named(state.params, parts, skip)
+    new = _named(join(state.params, state.stats), parts, skip)
     problems = [f"{n} is only in {path}" for n in old.keys() - new.keys()]
     problems += [f"{n} is missing in {path}" for n in new.keys() - old.keys()]
     problems += [
@@ -68,7 +68,8 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
         return jax.tree_util.tree_map_with_path(pick, tree)
 
     ema = None if state.ema is None else replace(state.ema)
-    return state.replace(params=replace(state.params), ema=ema), sorted(old)
+    trees = dict(params=replace(state.params), ema=ema, stats=replace(state.stats))
+    return state.replace(**trees), sorted(old)
 
 
 def _named(tree: Any, parts: tuple[str, ...], skip: tuple[str, ...]) -> dict[str, Any]:

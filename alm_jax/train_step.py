@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from alm_jax.errors import UserError
 from alm_jax.objectives import OBJECTIVES
 from alm_jax.objectives.forward import Forward
-from alm_jax.train_state import Setup, TrainState
+from alm_jax.train_state import Setup, TrainState, join
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -48,11 +48,14 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(frozen.seed), state.step)
 
-        def loss_of(params: Any) -> tuple[jax.Array, Metrics]:
-            model = nnx.merge(setup.graph, params)
-            return total_loss(Forward(model, batch, frozen, key), frozen)
+        def loss_of(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+            model = nnx.merge(setup.graph, join(params, state.stats))
+            model.train()  # batch norms use this batch, and move their running statistics
+            loss, metrics = total_loss(Forward(model, batch, frozen, key), frozen)
+            return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-        (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        compute = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (metrics, stats)), grads = compute(state.params)
         updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -65,7 +68,7 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
 
     return train_step
 
