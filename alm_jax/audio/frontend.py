@@ -2,8 +2,8 @@
 
 `log_mel` computes, in float32 whatever the model's dtype is,
 
-    samples -> (mean removal) -> frames -> (DC removal, pre-emphasis) -> window -> DFT ->
-    magnitude or power -> mel filters -> log -> (dynamic range limit) -> (x - mean) / std
+    samples -> (repetition, mean removal) -> frames -> (DC removal, pre-emphasis) -> window ->
+    DFT -> magnitude or power -> mel filters -> log -> (dynamic range limit) -> (x - mean) / std
 
 with every step a named field of `LogMelConfig`. The valid frames of a zero-padded row are the
 frames that the row alone would give.
@@ -49,6 +49,8 @@ def num_frames(length: IntOrArray, cfg: LogMelConfig) -> IntOrArray:
         Frames, of the type given. `'snip_edges'` gives 0 for clips shorter than one window. With
         `fixed_samples` it counts the frames whose centre lies on the clip; `log_mel` returns more.
     """
+    if cfg.repeat_to_samples is not None:
+        length = _maximum(length, cfg.repeat_to_samples)
     if cfg.fixed_samples is not None:
         length = _minimum(length, cfg.fixed_samples)
     if cfg.framing == "pad_end" or (cfg.fixed_samples is not None and cfg.drop_last_frame):
@@ -60,6 +62,8 @@ def num_frames(length: IntOrArray, cfg: LogMelConfig) -> IntOrArray:
 
 def output_frames(samples: int, cfg: LogMelConfig) -> int:
     """T of the array that `log_mel` returns for rows of `samples` samples (padding included)."""
+    if cfg.repeat_to_samples is not None:
+        samples = max(samples, cfg.repeat_to_samples)
     if cfg.fixed_samples is not None:
         samples = cfg.fixed_samples
     if cfg.framing == "centre_reflect":
@@ -93,14 +97,16 @@ def log_mel(audio: Array, cfg: LogMelConfig, *, length: Array | None = None) -> 
         raise TypeError(
             f"log_mel needs float samples in [-1, 1], got {audio.dtype}; use pcm_to_float"
         )
+    total = output_frames(audio.shape[1], cfg)
     audio = audio.astype(jnp.float32)
+    if cfg.repeat_to_samples is not None:
+        audio, length = _repeat(audio, length, cfg.repeat_to_samples)
     if cfg.fixed_samples is not None:
         if length is None:
             length = jnp.full(audio.shape[:1], min(audio.shape[1], cfg.fixed_samples), jnp.int32)
         length = jnp.minimum(length, cfg.fixed_samples)
         missing = max(0, cfg.fixed_samples - audio.shape[1])
         audio = jnp.pad(audio[:, : cfg.fixed_samples], ((0, 0), (0, missing)))
-    total = output_frames(audio.shape[1], cfg)
     if total < 1:
         raise ValueError(
             f"{audio.shape[1]} samples hold no frame of window_length={cfg.window_length} with "
@@ -129,6 +135,35 @@ def _minimum(length: IntOrArray, limit: int) -> IntOrArray:
 
 def _maximum(length: IntOrArray, limit: int) -> IntOrArray:
     return max(length, limit) if isinstance(length, int) else length.clip(min=limit)
+
+
+def _repeat(audio: Array, length: Array | None, samples: int) -> tuple[Array, Array]:
+    """Repeats whole clips shorter than `samples`; returns audio [B, S'] and lengths [B].
+
+    What there is of a clip is copied behind itself until it is long enough: contiguous copies,
+    where gathering every sample would be slow on accelerators.
+    """
+    batch, given = audio.shape
+    if length is None:
+        length = jnp.full((batch,), given, jnp.int32)
+    length = jnp.clip(length, 1, given)
+    size = max(given, samples)
+    place = jnp.arange(size)
+    audio = jnp.pad(audio, ((0, 0), (0, size - given)))
+    audio = jnp.where(place < length[:, None], audio, 0.0)
+    end = jnp.where(length < samples, samples // length * length, length)
+
+    def moved(row: Array, by: Array) -> Array:
+        return lax.dynamic_slice_in_dim(jnp.pad(row, (size, 0)), size - by, size)
+
+    def double(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        clip, filled = carry
+        unfinished = filled < end
+        clip = clip + jax.vmap(moved)(clip, jnp.where(unfinished, filled, size))
+        return clip, jnp.where(unfinished, jnp.minimum(2 * filled, size), filled)
+
+    audio, _ = lax.while_loop(lambda carry: jnp.any(carry[1] < end), double, (audio, length))
+    return jnp.where(place < end[:, None], audio, 0.0), jnp.maximum(length, samples)
 
 
 def _prepare_waveform(audio: Array, length: Array | None, cfg: LogMelConfig) -> Array:

@@ -31,6 +31,8 @@ class LogMelConfig:
         drop_last_frame: leave out the last centred frame (Whisper).
         fixed_samples: zero-pad or cut every clip to this many samples first (Whisper's 30 s); the
             frames past the clip are then the ones computed on those zeros.
+        repeat_to_samples: clips shorter than this are repeated as often as they fit whole, and the
+            rest are zeros that count as sound (LAION-CLAP's `repeatpad`); None leaves them.
         quantise_int16: round-trip through truncated 16-bit integers, as LAION-CLAP's loader does.
         subtract_waveform_mean: remove the mean over the clip's valid samples.
         remove_frame_mean: remove each frame's mean before pre-emphasis (Kaldi's remove_dc_offset).
@@ -64,6 +66,7 @@ class LogMelConfig:
     window_position: Literal["start", "centre"] = "start"
     drop_last_frame: bool = False
     fixed_samples: int | None = None
+    repeat_to_samples: int | None = None
     quantise_int16: bool = False
     subtract_waveform_mean: bool = False
     remove_frame_mean: bool = False
