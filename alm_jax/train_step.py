@@ -86,11 +86,12 @@ def jit_train_step(
 
 
 def make_eval_step(config: ConfigDict, setup: Setup) -> Callable[..., Metrics]:
-    """The losses of a batch under the training-time masking, with fixed draws and no update."""
+    """The losses of a batch under one fixed draw of masks; no dropout, augmentation or update."""
     frozen = config.copy_and_resolve_references()
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
-        forward = Forward(nnx.merge(setup.graph, params), batch, frozen, jax.random.key(0))
+        model = nnx.merge(setup.graph, params)
+        forward = Forward(model, batch, frozen, jax.random.key(0), noise=False)
         loss, metrics = total_loss(forward, frozen)
         return metrics | {"loss": loss}
 

@@ -8,7 +8,7 @@ from alm_jax.checkpoints import flat_names
 from alm_jax.errors import UserError
 from alm_jax.parallel.mesh import make_mesh
 from alm_jax.train_state import TrainState, make_setup
-from alm_jax.train_step import make_train_step, total_loss
+from alm_jax.train_step import make_eval_step, make_train_step, total_loss
 from tests.quick_jit import quick_jit
 from tests.random_params import draw_like
 from tests.small_configs import stage2
@@ -105,3 +105,21 @@ def test_unknown_and_missing_objectives_are_named():
     del config.objectives.matching
     with pytest.raises(UserError, match=r"objectives is empty.*contrastive"):
         total_loss(None, config)
+
+
+def test_validation_losses_mask_and_nothing_else(run):
+    """The curve of held-out clips would move with dropout and augmentation, not with the model."""
+    noisy = CONFIG.copy_and_resolve_references().unlock()
+    noisy.masking.budget = 4
+    noisy.augment.gain_db = 12.0
+    noisy.augment.frequency_scale = 0.2
+    quiet = noisy.copy_and_resolve_references().unlock()
+    quiet.model.audio.dropout = quiet.augment.gain_db = quiet.augment.frequency_scale = 0.0
+    unmasked = quiet.copy_and_resolve_references().unlock()
+    unmasked.masking.budget = 0
+    losses = []
+    for config in (noisy, quiet, unmasked):
+        setup = make_setup(config, V, make_mesh(config.mesh, jax.devices()[:1]))
+        losses.append(float(quick_jit(make_eval_step(config, setup))(run[1].params, BATCH)["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert abs(losses[2] / losses[1] - 1) > 1e-4

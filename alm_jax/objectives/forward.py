@@ -41,6 +41,8 @@ class Forward:
         batch: Mapping[str, jax.Array],
         config: ConfigDict,
         key: jax.Array | None,
+        *,
+        noise: bool = True,
     ):
         """Prepares a pass; nothing is computed yet.
 
@@ -49,6 +51,7 @@ class Forward:
           batch: device arrays, see `input_pipeline.loader`.
           config: the experiment.
           key: the step's PRNG key; None means evaluation: no masking, dropout or augmentation.
+          noise: False leaves masking as the only thing that is drawn, for losses of held-out clips.
         """
         self.model = model
         self.batch = batch
@@ -56,10 +59,11 @@ class Forward:
         self.frontend = LogMelConfig(**config.frontend)
         self.masking = MaskingConfig(**config.masking)
         self.key = key
+        self.noise = noise
 
     def key_for(self, name: str) -> jax.Array | None:
-        """A key for one use, independent of the other uses."""
-        if self.key is None:
+        """A key for one use, independent of the other uses; None where nothing may be drawn."""
+        if self.key is None or not (self.noise or name == "masking"):
             return None
         return jax.random.fold_in(self.key, zlib.crc32(name.encode()))
 
@@ -67,14 +71,14 @@ class Forward:
         """[B] keys for one use; each depends on the step and the example's id alone."""
         key = self.key_for(name)
         if key is None:
-            raise ValueError("evaluation draws nothing: there is no key")
+            raise ValueError(f"nothing may be drawn for {name!r} in evaluation: there is no key")
         return example_keys(key, self.batch["example_id"])
 
     @cached_property
     def mel(self) -> tuple[jax.Array, jax.Array]:
         """Log-mel [B, T, F] float32 (augmented in training) and frame counts [B]."""
         audio, length = pcm_to_float(self.batch["audio"]), self.batch["audio_length"]
-        if self.key is None:
+        if self.key_for("waveform") is None:
             return spectrogram(audio, length, self.frontend)
         augment = AugmentConfig(**self.config.augment)
         audio = augment_waveform(self.example_keys("waveform"), audio, length, augment)
@@ -86,7 +90,7 @@ class Forward:
     def patches(self) -> Patches:
         """All patches of each clip."""
         mel, frames = self.mel
-        keys = None if self.key is None else self.example_keys("patches")
+        keys = None if self.key_for("patches") is None else self.example_keys("patches")
         return tower_patches(mel, frames, self.config, self.frontend, keys)
 
     @cached_property
