@@ -25,7 +25,7 @@ def make_evaluator(config: ConfigDict, setup: Setup, tokenizer: Tokenizer) -> Ev
 
     Returns None where `config.data.eval_split` is empty. Losses are means over the whole batches
     of the split (one of all its clips, if they are fewer than `config.eval.batch_size`), with the
-    masking of training and fixed draws.
+    masking of training, drawn once, and without dropout or augmentation.
     """
     split = config.data.eval_split
     if not split:
