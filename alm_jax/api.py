@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import flat_names
 from alm_jax.clips import as_clips
+from alm_jax.decoding import Decoding
 from alm_jax.errors import UserError
 from alm_jax.inference import Inference
 from alm_jax.interop.exported import read_model
@@ -253,14 +254,17 @@ class Model:
         sample_rate: float | None = None,
         *,
         max_length: int | None = None,
+        decode: str | Decoding = "greedy",
         batch_size: int = 16,
     ) -> list[str]:
-        """Describes audio in words (greedy decoding).
+        """Describes audio in words.
 
         Args:
           clips: as in `embed_audio`; of a long clip the first `max_seconds` are described.
           sample_rate: of the arrays, in Hz.
           max_length: most tokens of a caption; `max_text_tokens` if None.
+          decode: "greedy", "sample:temperature=0.8,top_p=0.9,seed=1", "beam:beams=4"; the fields
+            are those of `alm_jax.decoding.Decoding`.
           batch_size: clips that the model takes at a time.
 
         Returns:
@@ -273,7 +277,7 @@ class Model:
         clips = as_clips(clips)
         captions = [""] * len(clips)
         for result in self.caption_each(
-            clips, sample_rate, max_length=max_length, batch_size=batch_size
+            clips, sample_rate, max_length=max_length, decode=decode, batch_size=batch_size
         ):
             if result.error is not None:
                 raise result.error
@@ -286,6 +290,7 @@ class Model:
         sample_rate: float | None = None,
         *,
         max_length: int | None = None,
+        decode: str | Decoding = "greedy",
         batch_size: int = 16,
     ) -> Iterator[ClipResult[str]]:
         """Like `caption`, but yields each clip's result once it is known, bad clips included."""
@@ -300,7 +305,9 @@ class Model:
                 f"{self._origin} has no caption decoder: give a run that was trained with"
                 " config.model.caption_decoder and the captioning objective, or its export"
             )
-        limit = int(self._config.model.max_positions)
+        how = Decoding.parse(decode) if isinstance(decode, str) else decode
+        model = self._config.model
+        limit = int(model.max_positions) - int(model.text.get("position_offset", 0))
         length = self.max_text_tokens if max_length is None else max_length
         if not 1 <= length <= limit:
             raise UserError(
@@ -308,8 +315,10 @@ class Model:
             )
 
         def forward(params: Any, audio: np.ndarray, audio_length: np.ndarray) -> jax.Array:
+            ends = tokenizer.bos_id, tokenizer.eos_id, how.seed
+            fixed = dataclasses.replace(how, seed=0)  # a seed is no reason to compile again
             return self._inference.caption(
-                params, audio, audio_length, tokenizer.bos_id, tokenizer.eos_id, max_length=length
+                params, audio, audio_length, *ends, max_length=length, how=fixed
             )
 
         first_window = round(self.max_seconds * self.sample_rate)

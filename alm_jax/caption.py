@@ -45,6 +45,13 @@ def _parser() -> ArgumentParser:
         "--max_length", type=positive_int, metavar="N", help="most tokens of a caption"
     )
     parser.add_argument(
+        "--decode",
+        default="greedy",
+        metavar="HOW",
+        help="greedy (default), sample[:temperature=1.0,top_p=1.0,seed=0] or "
+        "beam[:beams=4,length_penalty=0.0]",
+    )
+    parser.add_argument(
         "--batch_size",
         type=positive_int,
         default=16,
@@ -100,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     printed = 0
     with tqdm(total=len(paths), unit="file", desc="describing", delay=2.0, file=sys.stderr) as bar:
         for result in model.caption_each(
-            paths, max_length=args.max_length, batch_size=args.batch_size
+            paths, max_length=args.max_length, decode=args.decode, batch_size=args.batch_size
         ):
             bar.update()
             if result.error is not None:

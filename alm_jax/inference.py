@@ -16,9 +16,12 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
 from alm_jax.audio.patches import Patches
+from alm_jax.decoding import Decoding, beam_search, clip_keys, generate
 from alm_jax.models.audio_text import AudioTextModel, needed
 from alm_jax.models.towers import tower_patches
 from alm_jax.objectives.forward import spectrogram
+
+GREEDY = Decoding()
 
 
 class Inference:
@@ -30,7 +33,7 @@ class Inference:
         self.frontend = LogMelConfig(**self.config.frontend)
         self.embed_audio = jax.jit(self._embed_audio)
         self.embed_text = jax.jit(self._embed_text)
-        self.caption = jax.jit(self._caption, static_argnames=("max_length",))
+        self.caption = jax.jit(self._caption, static_argnames=("max_length", "how"))
 
     def _model(self, params: Any) -> AudioTextModel:
         return nnx.merge(self.graph, params)
@@ -56,38 +59,35 @@ class Inference:
         audio_length: jax.Array,
         bos: int,
         eos: int,
+        seed: int = 0,
         *,
         max_length: int,
+        how: Decoding = GREEDY,
     ) -> jax.Array:
-        """Greedy captions: token ids [B, max_length] int32 after bos, eos and zeros at the end.
+        """Captions: token ids [B, max_length] int32 after bos, eos and zeros at the end.
 
         Each step runs one token through the key-value caches and stops when all rows have ended.
+        `seed` is that of sampling; `how.seed` is not read, so that a seed is no new program.
         """
         model = self._model(params)
         patches = self.patches(audio, audio_length)
         hidden, mask = model.audio(patches), model.audio.state_mask(patches)
-        caches = model.init_caches(hidden, max_length)
         batch = hidden.shape[0]
+        if how.method == "beam":
+            hidden, mask = (jnp.repeat(x, how.beams, axis=0) for x in (hidden, mask))
+        caches = model.init_caches(hidden, max_length)
 
-        def unfinished(carry):
-            position, _, ended, _, _ = carry
-            return (position < max_length) & ~ended.all()
+        def step(token: jax.Array, caches: Any, position: jax.Array) -> tuple[jax.Array, Any]:
+            return model.decode_step(token, caches, position, mask)
 
-        def step(carry):
-            position, token, ended, caches, out = carry
-            logits, caches = model.decode_step(token[:, None], caches, position, mask)
-            token = jnp.where(ended, 0, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-            out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], position, axis=1)
-            return position + 1, token, ended | (token == eos), caches, out
+        limits: dict[str, Any] = dict(bos=bos, eos=eos, max_length=max_length, how=how)
+        if how.method == "beam":
 
-        start = (
-            jnp.zeros((), jnp.int32),
-            jnp.full((batch,), bos, jnp.int32),
-            jnp.zeros((batch,), bool),
-            caches,
-            jnp.zeros((batch, max_length), jnp.int32),
-        )
-        return jax.lax.while_loop(unfinished, step, start)[-1]
+            def select(caches: Any, index: jax.Array) -> Any:
+                return tuple(cache.rows(index) for cache in caches)
+
+            return beam_search(step, caches, select, batch, **limits)[0]
+        return generate(step, caches, clip_keys(seed, audio, audio_length), **limits)
 
     def reconstruct(self, params: Any, visible: Patches, dropped: Patches) -> jax.Array:
         """Predicted pixels [B, M, P] of the dropped patches from the visible ones."""

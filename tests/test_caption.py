@@ -82,3 +82,17 @@ def test_wrong_arguments(argv: list[str], message: str, capsys: pytest.CaptureFi
         status = int(end.code or 0)
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_decode(sounds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """`--decode` would be accepted and not used."""
+    argv = ["--model=M", "--audio", str(sounds[0]), "--max_length=5"]
+    shown = {}
+    for how in ("greedy", "beam:beams=3", "sample:temperature=3,seed=1", "sample:temperature=3"):
+        assert caption.main([*argv, f"--decode={how}"]) == 0
+        shown[how] = capsys.readouterr().out
+        wanted = clap_model().caption(sounds[0], max_length=5, decode=how)
+        assert shown[how].rstrip("\n").split("\t")[1] == wanted[0]
+    assert len(set(shown.values())) >= 3
+    assert cli.run(caption.main, [*argv, "--decode=bean"]) == 2
+    assert "did you mean 'beam'" in capsys.readouterr().err

@@ -2,11 +2,13 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from alm_jax.decoding import Decoding
 from alm_jax.inference import Inference
 from alm_jax.train_state import model_graph
 from tests.quick_jit import quick_jit
@@ -128,3 +130,47 @@ def test_captions_are_the_greedy_choice_until_the_end():
     got = run(params, audio, length, BOS, eos, max_length=size)
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(run(params, audio, length, BOS, V, max_length=size), free)
+
+
+def test_beam_search_is_exhaustive_where_it_can_be():
+    """Beams would read each other's caches, and captions be worse than greedy ones."""
+    inference, params = model("quickstart")
+    audio, length = padded(CLIPS[:2], RATE)
+    every = np.stack([np.full(V, BOS), np.arange(V)], axis=1)  # all first tokens
+
+    @quick_jit
+    def log_probabilities(params):
+        """Of the first token [2, V], and of the second after each first [2, V, V]."""
+        whole = nnx.merge(inference.graph, params)
+        patches = inference.patches(audio, length)
+        mask = np.ones((2 * V, 2), bool)
+        hidden = whole.text(np.tile(every, (2, 1)), mask)
+        states, known = (jnp.repeat(x, V, axis=0) for x in (whole.audio(patches), patches.mask))
+        logits = whole.caption_decoder(hidden, mask, states, known)
+        both = jax.nn.log_softmax(logits).reshape(2, V, 2, V)
+        return both[:, 0, 0], both[:, :, 1]
+
+    first, second = map(np.asarray, log_probabilities(params))
+    eos = int(first[0].argsort()[-3])
+    total = first[:, :, None] + second
+    total[:, eos] = -np.inf
+    total[:, eos, 0] = first[:, eos]  # ended, then zeros
+    want = np.stack(np.unravel_index(total.reshape(2, -1).argmax(1), (V, V)), axis=1)
+    run = compiled("quickstart", "_caption", static_argnames=("max_length", "how"))
+    got = run(params, audio, length, BOS, eos, max_length=2, how=Decoding("beam", beams=V))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_sampled_captions_follow_seed_and_clip():
+    """A sampled caption could not be had again, or changed with the files beside it."""
+    params = model("quickstart")[1]
+    audio, length = padded(CLIPS, RATE)
+    run = compiled("quickstart", "_caption", static_argnames=("max_length", "how"))
+
+    def sample(seed, audio, length):
+        how = Decoding("sample", temperature=1.5)
+        return np.asarray(run(params, audio, length, BOS, V, seed, max_length=6, how=how))
+
+    found = sample(1, audio, length)
+    np.testing.assert_array_equal(sample(1, audio[::-1], length[::-1])[::-1], found)
+    assert (sample(2, audio, length) != found).any()

@@ -82,6 +82,11 @@ class Cache(NamedTuple):
     context_keys: jax.Array | None
     context_values: jax.Array | None
 
+    def rows(self, index: jax.Array) -> Cache:
+        """The cache with the tokens of the rows `index` [B]; the context stays where it is."""
+        keys, values = (jnp.take(x, index, axis=1) for x in (self.keys, self.values))
+        return self._replace(keys=keys, values=values)
+
 
 class Block(nnx.Module):
     """Self-attention, optional cross-attention and MLP with residuals."""
