@@ -19,7 +19,7 @@ from matplotlib import image
 from numpy.typing import NDArray
 
 from alm_jax.audio.masking import MaskingConfig, mask_view
-from alm_jax.audio.patches import Patches
+from alm_jax.audio.patches import PatchConfig, Patches
 from alm_jax.inference import Inference
 from alm_jax.interop.exported import read_model
 from alm_jax.train_state import model_graph
@@ -82,7 +82,7 @@ def panels(workdir: str, clips: Sequence[NDArray[np.int16]], *, seed: int = 0) -
     if dropped is None:
         raise ValueError(f"{workdir}: masking.ratio is 0, so there is nothing to reconstruct")
     predicted = np.asarray(inference.reconstruct(params, visible, dropped))
-    shape = (config.patches.time, config.patches.freq)
+    shape = PatchConfig(**config.patches)
     rows = config_rows(patches)
     made = []
     for row in range(len(clips)):
@@ -136,23 +136,24 @@ def _row(patches: Patches, row: int) -> _Row:
 def _picture(
     patches: _Row,
     values: NDArray[np.float32],
-    shape: tuple[int, int],
+    shape: PatchConfig,
     rows: int,
     like: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """[T, F] with patches in their places, NaN elsewhere."""
+    """[T, F] with patches in their places, their mean where they overlap, NaN elsewhere."""
+    steps = shape.strides
     if like is None:
         columns = int(patches.time.max()) + 1
-        grid = np.full((columns * shape[0], rows * shape[1]), np.nan, np.float32)
+        size = (columns - 1) * steps[0] + shape.time, (rows - 1) * steps[1] + shape.freq
     else:
-        grid = np.full_like(like, np.nan)
+        size = like.shape
+    total, count = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for value, time, freq in zip(values, patches.time, patches.freq, strict=True):
-        here = (
-            slice(time * shape[0], (time + 1) * shape[0]),
-            slice(freq * shape[1], (freq + 1) * shape[1]),
-        )
-        grid[here] = value.reshape(shape)
-    return grid
+        start, low = time * steps[0], freq * steps[1]
+        here = slice(start, start + shape.time), slice(low, low + shape.freq)
+        total[here] += value.reshape(shape.time, shape.freq)
+        count[here] += 1
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def png(grid: NDArray[np.float32], limits: tuple[float, float]) -> str:
