@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.augment import AugmentConfig
 from alm_jax.audio.frontend import FLAVOURS
+from alm_jax.models.htsat import HtsatConfig
 
 SILENCE = -11.5  # log(0 + 1e-5), what the Cacophony front end gives for digital silence
 
@@ -126,6 +127,22 @@ def vit(width, depth, heads, **fields) -> ConfigDict:
     return transformer(width, depth, heads, tower="vit", **fields)
 
 
+def htsat(dim, depths, heads, **fields) -> ConfigDict:
+    """An audio tower of the kind "htsat", its fields documented in alm_jax.models.htsat."""
+    c = ConfigDict(dataclasses.asdict(HtsatConfig(dim=dim, depths=depths, heads=heads)))
+    c.update(fields)
+    return c
+
+
+def contrastive(**fields) -> ConfigDict:
+    """The contrastive objective; its fields are documented there."""
+    c = ConfigDict(dict(weight=1.0, reduction="sum", max_logit_scale=0.0))
+    c.ignore_same_caption = False
+    c.label_smoothing = 0.0
+    c.update(fields)
+    return c
+
+
 def stage1(c: ConfigDict, audio: ConfigDict, decoder: ConfigDict) -> ConfigDict:
     """Turns c into a masked autoencoder (Cacophony's stage 1): 80 % of the patches dropped."""
     c.model.audio = audio
@@ -148,15 +165,7 @@ def stage2(
     c.model.projection = "linear"  # pooled states to the joint space; or "mlp", LAION-CLAP's
     c.model.logit_scale_init = 2.0  # log space; no clamp in the official code
     c.model.caption_decoder = decoder
-    c.objectives.contrastive = ConfigDict(
-        dict(
-            weight=1.0,
-            reduction="sum",
-            max_logit_scale=0.0,
-            ignore_same_caption=False,
-            label_smoothing=0.0,
-        )
-    )
+    c.objectives.contrastive = contrastive()
     c.objectives.captioning = ConfigDict(
         dict(weight=1.0, reduction="positions", label_smoothing=0.0)
     )

@@ -16,7 +16,7 @@ from alm_jax.checkpoints import flat_names
 from alm_jax.config import load_config, shipped_configs
 from alm_jax.optim import NOT_DECAYED
 from alm_jax.parallel.mesh import make_mesh
-from alm_jax.train_state import make_setup, model_graph
+from alm_jax.train_state import make_setup, model_graph, split
 from alm_jax.train_step import make_train_step
 from input_pipeline.loader_config import LoaderConfig
 
@@ -30,6 +30,8 @@ SPECS = [
     "audiomae:finetune",
     "cacophony",
     "cacophony_mae",
+    "laion_clap",
+    "laion_clap:fusion",
     "opensounds",
     "opensounds:mae",
     "quickstart",
@@ -58,8 +60,11 @@ def parameter_table(config):
         axes = ",".join(axis or "-" for axis in variable.get_metadata()["axes"])
         shape = "x".join(map(str, value.shape)) or "scalar"
         decay = "no decay" if NOT_DECAYED.search(name) else "decay"
+        if isinstance(variable, nnx.BatchStat):
+            decay = "running statistic"
         rows.append(f"{name}  {shape}  {value.dtype}  {axes or '-'}  {decay}")
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(abstract)))
+    params, _ = split(abstract)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(params)))
     return "\n".join([*sorted(rows), f"{count:,} parameters", ""])
 
 

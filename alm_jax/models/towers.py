@@ -26,6 +26,7 @@ from alm_jax.audio.frontend import LogMelConfig
 from alm_jax.audio.patches import PatchConfig, Patches, cut
 from alm_jax.errors import UserError
 from alm_jax.models.audio_vit import AudioViT, VitConfig
+from alm_jax.models.htsat import Htsat, HtsatConfig, htsat_patches
 from alm_jax.models.patch_positions import PatchShape
 
 
@@ -100,6 +101,7 @@ def _vit_patches(
 
 TOWERS: dict[str, TowerKind] = {
     "vit": TowerKind(VitConfig, _build_vit, _vit_patches, maskable=True),
+    "htsat": TowerKind(HtsatConfig, Htsat, htsat_patches, maskable=False),
 }
 
 

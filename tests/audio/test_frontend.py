@@ -21,7 +21,11 @@ from alm_jax.audio.frontend import (
     pcm_to_float,
 )
 
-GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "frontend.npz")
+FOLDER = pathlib.Path(__file__).parents[1] / "golden"
+sys.path.insert(0, str(FOLDER))
+from rule import waveform  # noqa: E402
+
+GOLDEN = np.load(FOLDER / "frontend.npz")
 CLIP_SECONDS = (1.0, 2.5)
 # (max, mean) absolute differences: a few times the float32 noise of the official code itself.
 DB, KALDI, TIGHT, M2D = (2e-3, 5e-5), (1e-2, 1e-4), (5e-5, 5e-6), (3e-4, 1e-5)
@@ -39,25 +43,6 @@ TOLERANCE = {
     "whisper": TIGHT,
     "whisper_128": TIGHT,
 }
-
-
-def waveform(sample_rate: int, seconds: float, seed: int = 0) -> np.ndarray:
-    """int16 clip of the goldens: chirp, three decaying tones, noise, 0.1 s of digital silence."""
-    n = round(sample_rate * seconds)
-    rng = np.random.default_rng([seed, sample_rate, n])
-    t = np.arange(n) / sample_rate
-    low, high = 60.0 * (1 + seed), 0.45 * sample_rate
-    cycles = low * seconds / np.log(high / low) * ((high / low) ** (t / seconds) - 1)
-    x = 0.3 * np.sin(2 * np.pi * cycles)
-    for _ in range(3):
-        onset = rng.uniform(0, seconds * 0.8)
-        pitch = rng.uniform(100, 1200)
-        decay = np.where(t >= onset, np.exp(-(t - onset) * 6), 0)
-        x += 0.2 * decay * sum(np.sin(2 * np.pi * pitch * h * t) / h for h in (1, 2, 3, 5))
-    x += 0.02 * rng.standard_normal(n)
-    quiet = int(0.6 * n)
-    x[quiet : quiet + sample_rate // 10] = 0.0
-    return np.clip(np.round(x * 32767 * 0.8), -32768, 32767).astype(np.int16)
 
 
 def clips(cfg: LogMelConfig) -> list[np.ndarray]:

@@ -82,3 +82,22 @@ def spectrogram(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     squares = [generator.standard_normal((*lead, frames // 16, bins // 16)) for _ in range(2)]
     spread, mean = (np.kron(square, np.ones((16, 16))) for square in squares)
     return (x * np.exp(0.5 * spread) + mean).astype(np.float32)
+
+
+def waveform(sample_rate: int, seconds: float, seed: int = 0) -> np.ndarray:
+    """int16 clip of the goldens: chirp, three decaying tones, noise, 0.1 s of digital silence."""
+    n = round(sample_rate * seconds)
+    rng = np.random.default_rng([seed, sample_rate, n])
+    t = np.arange(n) / sample_rate
+    low, high = 60.0 * (1 + seed), 0.45 * sample_rate
+    cycles = low * seconds / np.log(high / low) * ((high / low) ** (t / seconds) - 1)
+    x = 0.3 * np.sin(2 * np.pi * cycles)
+    for _ in range(3):
+        onset = rng.uniform(0, seconds * 0.8)
+        pitch = rng.uniform(100, 1200)
+        decay = np.where(t >= onset, np.exp(-(t - onset) * 6), 0)
+        x += 0.2 * decay * sum(np.sin(2 * np.pi * pitch * h * t) / h for h in (1, 2, 3, 5))
+    x += 0.02 * rng.standard_normal(n)
+    quiet = int(0.6 * n)
+    x[quiet : quiet + sample_rate // 10] = 0.0
+    return np.clip(np.round(x * 32767 * 0.8), -32768, 32767).astype(np.int16)
