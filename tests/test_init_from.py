@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import Checkpoints, flat_names
+from alm_jax.config import save_config
 from alm_jax.errors import UserError
 from alm_jax.init_from import init_from
 from alm_jax.train_state import TrainState
@@ -104,3 +105,42 @@ def test_missing_workdir_is_named(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"holds no finished checkpoint"):
         take(params(0.0), tmp_path)
+
+
+def test_what_is_skipped_stays(tmp_path):
+    """A fine-tuned model without the encoder's last norm could not start from a pretrained one."""
+    old, new = params(100.0), params(0.0, classifier=1)
+    del new["audio"]["norm"]
+    folder = workdir(tmp_path, old)
+    config = dict(workdir=str(folder), parts=("audio",))
+    with pytest.raises(UserError, match=r"audio\.norm\.scale is only in"):
+        init_from(state(new), ConfigDict(config))
+    given, names = init_from(state(new), ConfigDict(config | {"skip": (r"^audio\.norm\.",)}))
+    assert names == ["audio.embed.kernel"]
+    equal(given.params["audio"]["embed"], old["audio"]["embed"])
+    equal(given.params["classifier"], new["classifier"])
+
+
+def test_parts_of_several_workdirs(tmp_path):
+    """A model with a pretrained encoder and a pretrained text tower could take only one of them."""
+    audio, text = params(100.0), {"text": {"bias": jnp.full(2, 7.0)}}
+    folders = [workdir(tmp_path / "a", audio), workdir(tmp_path / "b", text)]
+    both = ",".join(map(str, folders))
+    given, names = take(params(0.0, text=1), both, parts=("audio", "text"))
+    equal(given.params, {"audio": audio["audio"], "text": text["text"]})
+    assert "text.bias" in names
+    with pytest.raises(UserError, match=r"text\.bias is missing"):
+        take(params(0.0, text=1), folders[0], parts=("audio", "text"))
+
+
+def test_other_heads_are_no_silent_load(tmp_path):
+    """Shapes fit for any number of heads; the encoder would compute something else."""
+    folder = workdir(tmp_path, params(100.0))
+    sizes = ConfigDict({"audio": {"heads": 4, "eps": 1e-6, "dropout": 0.1}})
+    save_config(ConfigDict({"model": sizes}), folder / "config.json")
+    config = ConfigDict(dict(workdir=str(folder), parts=("audio",)))
+    other = ConfigDict({"audio": {"heads": 8, "eps": 1e-6, "dropout": 0.0}})
+    with pytest.raises(UserError, match=r"model\.audio\.heads is 4 in .* but 8 here"):
+        init_from(state(params(0.0)), config, other)
+    other.audio.heads = 4
+    assert init_from(state(params(0.0)), config, other)[1]

@@ -13,7 +13,14 @@ from ml_collections import ConfigDict
 from alm_jax.checkpoints import flat_names
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
-from alm_jax.optim import NOT_DECAYED, make_optimizer, multipliers, schedule
+from alm_jax.optim import (
+    NOT_DECAYED,
+    decay_mask,
+    layer_rates,
+    make_optimizer,
+    multipliers,
+    schedule,
+)
 from alm_jax.train_state import model_graph
 from tests.quick_jit import quick_jit
 
@@ -217,3 +224,63 @@ def test_unknown_optimizer_is_named():
     """A typing error would train with another optimiser than the config says."""
     with pytest.raises(UserError, match=r"optim\.name is 'moun'; it must be one of"):
         make_optimizer(optim(name="moun"), 10, tree())
+
+
+def stacked():
+    """A tower of three layers with something above it."""
+    audio = {
+        "embed": {"kernel": np.ones((2, 4), np.float32)},
+        "class_token": np.ones(4, np.float32),
+        "transformer": {"blocks": {"mlp": {"up": {"kernel": np.ones((3, 4, 5), np.float32)}}}},
+        "norm": {"scale": np.ones(4, np.float32)},
+    }
+    return {"audio": audio, "classifier": {"predict": {"bias": np.ones(6, np.float32)}}}
+
+
+def test_rates_fall_towards_the_input():
+    """Fine-tuning would move the first layers as far as the last; frozen parts would move again."""
+    rates = flat_names(layer_rates(stacked(), 0.5))
+    np.testing.assert_array_equal(
+        np.squeeze(rates.pop("audio.transformer.blocks.mlp.up.kernel")), [0.125, 0.25, 0.5]
+    )
+    assert rates == {
+        "audio.embed.kernel": 0.0625,
+        "audio.class_token": 0.0625,
+        "audio.norm.scale": 1.0,
+        "classifier.predict.bias": 1.0,
+    }
+    params = stacked()
+    config = optim(
+        name="adamw",
+        lr=1.0,
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        layer_decay=0.5,
+        lr_multipliers=(("class_token", 0.0),),
+    )
+    optimizer = make_optimizer(config, 10, params)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    updates = flat_names(updates)
+    # Adam's first step is one learning rate long.
+    np.testing.assert_allclose(
+        -updates["audio.transformer.blocks.mlp.up.kernel"][:, 0, 0], [0.125, 0.25, 0.5], rtol=1e-5
+    )
+    assert not updates["audio.class_token"].any()
+
+
+def test_layer_decay_needs_layers():
+    """A tower of another kind would train without the decay that its recipe names."""
+    with pytest.raises(UserError, match=r"optim\.layer_decay=0\.5 needs an audio tower of one"):
+        layer_rates(tree(), 0.5)
+
+
+def test_more_parameters_without_decay():
+    """A recipe that spares the class token would decay it, or a typing error spare nothing."""
+    mask = flat_names(decay_mask(stacked(), ("class_token$",)))
+    assert not mask["audio.class_token"]
+    assert flat_names(decay_mask(stacked()))["audio.class_token"]
+    assert mask["audio.embed.kernel"]
+    with pytest.raises(UserError, match=r"optim\.not_decayed: \['class_tokn'\] match no"):
+        decay_mask(stacked(), ("class_tokn",))

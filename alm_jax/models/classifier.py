@@ -47,7 +47,7 @@ class Classifier(nnx.Module):
         self.predict = nnx.Linear(
             width,
             classes,
-            kernel_init=nnx.initializers.truncated_normal(init_std),
+            kernel_init=nnx.initializers.normal(init_std),
             dtype=dtype,
             rngs=rngs,
             kernel_metadata={"axes": ("embed", None)},

@@ -149,6 +149,20 @@ def test_gain_is_uniform_in_decibels():
     assert gain.std() == pytest.approx(12 / np.sqrt(3), rel=0.1)
 
 
+def test_gain_of_audiomae():
+    """If this fails, AudioMAE's recipe hears its clips louder, softer or all alike."""
+    count = 500
+    audio = np.ones((count, 4), np.float32)
+    out = waveform(keys(count), audio, np.full(count, 3, np.int32), AugmentConfig(gain_beta=10.0))
+    gain = np.asarray(out)[:, 0]
+    np.testing.assert_array_equal(out[:, 2], gain)
+    assert not np.asarray(out)[:, 3].any()
+    deviation = 1 / np.sqrt(4 * 21)  # of Beta(10, 10)
+    assert abs(gain.mean() - 1) < 4 * deviation / np.sqrt(count)
+    assert gain.std() == pytest.approx(deviation, rel=0.15)
+    assert 0.5 < gain.min() < gain.max() < 1.5
+
+
 def test_mix_has_the_wanted_level():
     """If this fails, backgrounds drown the sound that the caption describes."""
     snr = np.array([0.0, 10.0, -5.0, 20.0, 3.0, 6.0], np.float32)

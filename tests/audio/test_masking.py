@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alm_jax.audio.masking import MaskingConfig, example_keys, mask_view
+from alm_jax.audio.masking import MaskingConfig, Noise, example_keys, mask_view, split_view
 from alm_jax.audio.patches import Patches
 from tests.quick_jit import quick_jit
 
@@ -179,3 +179,21 @@ def test_wrong_settings_are_named(fields, message):
     """A share that leaves nothing to see would train on padding."""
     with pytest.raises(ValueError, match=message):
         MaskingConfig(**fields)
+
+
+def test_the_lowest_noise_stays():
+    """A published mask could not be drawn again from its noise."""
+    rng = np.random.default_rng(0)
+    patch, time, freq = (rng.random((4, n)).astype(np.float32) for n in (SLOTS, COLUMNS, ROWS))
+    of_noise = quick_jit(split_view, static_argnames="config")
+    visible = slots_of(of_noise(Noise(patch), CLIPS, config=MOST).visible)
+    for row, columns in enumerate(CLIP_COLUMNS):
+        count = max(1, columns * ROWS // 5)
+        lowest = np.argsort(patch[row, : columns * ROWS])[:count]
+        np.testing.assert_array_equal(np.flatnonzero(visible[row]), np.sort(lowest))
+    visible = slots_of(of_noise(Noise(patch, time, freq), CLIPS, config=TWO_D).visible)
+    for row, columns in enumerate(CLIP_COLUMNS):
+        kept = np.argsort(time[row, :columns])[: max(1, columns // 2)]
+        rows = np.argsort(freq[row])[: ROWS // 2]
+        want = {t * ROWS + f for t in kept for f in rows}
+        assert set(np.flatnonzero(visible[row])) == want
