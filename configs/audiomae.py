@@ -15,10 +15,11 @@ Argument: words joined by commas.
   "as2m" of the full one. It is the config of imported fine-tuned checkpoints. Batches hold no
   labels so far, so `alm train` has no objective for it and says so.
 
-The published hyper-parameters are those of the official scripts and their defaults. Not kept: half
+The hyper-parameters are those of the official scripts and their defaults. What differs: half
 precision there is float16, here bfloat16; query, key and value matrices are initialised one by one
-instead of fused, so their first values are 1.4 times as large; the shift of the waveform, which the
-official code means to do but does not (its length is always zero).
+instead of as one, so their first values are 1.4 times as large; fine-tuning has neither mixup nor
+class-balanced drawing here. The shift of the waveform is left out: the official code means to do it
+but always draws zero.
 """
 
 import dataclasses
@@ -52,10 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.bucket_seconds = (10.255,)
     c.train.log_every_steps = 100
     c.optim.clip_norm = 0.0
-    in_order = words & {
-        "ordered_positions",
-        "overlap",
-    }  # overlapping patches are in order there too
+    in_order = words & {"ordered_positions", "overlap"}  # those that overlap are in order there too
     positions = "sincos_2d" if in_order else "sincos_2d_official"
     c.model.audio = vit(
         768, 12, 12, positions=positions, class_token=True, final_norm=True, init="xavier"
