@@ -1,4 +1,4 @@
-"""Exports a trained model to PyTorch, after proving that it computes the same.
+"""Exports a trained model to PyTorch, Hugging Face or ONNX, after proving that it is the same.
 
 alm export --model=runs/quickstart/clap --output=my_model
 """
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         "--format",
         choices=["torch", "official"],
         default="torch",
-        help="official: the file that an imported model came from (default: %(default)s)",
+        help="torch: one file of PyTorch; official: the file that an imported model came from (default: %(default)s)",
     )
     parser.add_argument(
         "--official", metavar="NAME", default="", help="a format of `alm import`, if not that one"
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Wrote {export_official(args.model, args.output, args.official)}")
         return 0
     from alm_jax.interop.exported import read_model
+    from alm_jax.interop.layouts import get_layout
     from alm_jax.interop.model_card import DataSummary
     from alm_jax.interop.torch_export import export_params, require_torch
     from alm_jax.model_folder import find_model
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     require_torch()
     results = _results(args.results)
     config, params, tokenizer = read_model(find_model(args.model))
+    get_layout(args.format, config).require()  # before minutes of work
     clips, captions, data = None, None, None
     directory = _dataset(args, config)
     if directory:
@@ -137,6 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         captions=captions,
         results=results,
         data=data,
+        format=args.format,
     )
     print(report)
     print(f"Wrote {args.output}: {report.parameters:,} parameters. How to use it: README.md there")

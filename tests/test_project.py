@@ -76,7 +76,7 @@ def test_every_import_is_declared():
     optional = _declared("torch") | _declared("app") | _declared("import")
     for path, module, names, at_import in _third_party():
         # A file shipped with an exported model runs beside torch, without this package.
-        needs_torch = "modeling" in path.name or "modelling" in path.name
+        needs_torch = "modelling" in path.as_posix()
         allowed = core | optional if not at_import or needs_torch else core
         assert names & allowed, (
             f"{path} imports {module}: declare it in pyproject.toml, or, if it belongs to an "

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 import alm_jax
 from alm_jax.audio.frontend import LogMelConfig
+from alm_jax.audio.patches import PatchConfig
 from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
@@ -29,24 +30,37 @@ from input_pipeline.text import FILE_NAME, Tokenizer
 FORMAT = "alm_jax"
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
+EXPORT_MARK = "alm_export.json"  # in exported folders that are not for alm_jax to read
 RECORD_NAME = "official.json"  # in a workdir that `alm import` wrote, see `imported`
 STACKS = ("audio", "mae_decoder", "text", "caption_decoder")
+# Kind of tokenizer -> its file in an exported folder.
+TOKENIZER_FILES = {"sentencepiece": FILE_NAME, "json": "tokenizer.json"}
+# What `alm export --format=hf` adds to config.json for transformers.
+HUGGING_FACE_KEYS = ("architectures", "auto_map", "dtype", "model_type", "transformers_version")
 
 
-def export_config(config: ConfigDict, vocab_size: int) -> ConfigDict:
+def export_config(
+    config: ConfigDict, vocab_size: int, tokenizer: Tokenizer | None = None
+) -> ConfigDict:
     """The config of an exported folder: every default spelt out, so that no reader must know them.
 
     Args:
       config: the experiment.
       vocab_size: rows of the text embedding, 0 without a text side.
+      tokenizer: of the model, if it has one.
 
     Returns:
-      The config with all fields of front end, stacks and poolers, `model.dtype` "float32", and a
-      group `export`: `format`, `format_version`, `alm_jax_version`, `vocab_size`.
+      The config with all fields of front end, patches, stacks, poolers and classifier,
+      `model.dtype` "float32", and a group `export`: `format`, `format_version`, `alm_jax_version`,
+      `vocab_size`, `tokenizer` ("", or a key of `TOKENIZER_FILES`), and the ids `tokens` of pad,
+      bos and eos.
     """
     tree = config.copy_and_resolve_references().to_dict()
     tree["frontend"] = dataclasses.asdict(LogMelConfig(**tree["frontend"]))
+    tree["patches"] = dataclasses.asdict(PatchConfig(**tree["patches"]))
     model = tree["model"]
+    if model.get("classifier") is not None:
+        model["classifier"] = {"pool": "mean", "eps": 1e-6, **model["classifier"]}
     for name in STACKS:
         if model.get(name) is not None:
             model[name] = dataclasses.asdict(_fields(config, name))
@@ -61,8 +75,24 @@ def export_config(config: ConfigDict, vocab_size: int) -> ConfigDict:
         "format_version": FORMAT_VERSION,
         "alm_jax_version": alm_jax.__version__,
         "vocab_size": vocab_size,
+        "tokenizer": "" if tokenizer is None else tokenizer_kind(tokenizer),
+        "tokens": {
+            name: getattr(tokenizer or Tokenizer, f"{name}_id") for name in ("pad", "bos", "eos")
+        },
     }
     return ConfigDict(tree)
+
+
+def tokenizer_kind(tokenizer: Tokenizer) -> str:
+    """A key of `TOKENIZER_FILES`: what the tokenizer's file holds."""
+    return "json" if tokenizer.model_proto[:1] == b"{" else "sentencepiece"
+
+
+def text_rows(config: ConfigDict, tokenizer: Tokenizer | None) -> int:
+    """Rows of the text embedding; an imported model may lack its tokenizer."""
+    if config.model.text is None:
+        return 0
+    return tokenizer.vocab_size if tokenizer is not None else int(config.tokenizer.vocab_size)
 
 
 def _fields(config: ConfigDict, stack: str) -> Any:
@@ -112,14 +142,17 @@ def read_export(
             f"written by alm_jax {config.export.alm_jax_version}: install that version"
         )
     vocab_size = int(config.export.vocab_size)
-    tokenizer = None if config.model.text is None else Tokenizer.load(folder / FILE_NAME)
+    # Folders of earlier versions do not name their tokenizer.
+    kind = config.export.get("tokenizer", "" if config.model.text is None else "sentencepiece")
+    tokenizer = Tokenizer.load(folder / TOKENIZER_FILES[kind]) if kind else None
     if tokenizer is not None and tokenizer.vocab_size != vocab_size:
         raise UserError(
-            f"{folder / FILE_NAME} has {tokenizer.vocab_size} pieces, but the model {vocab_size}: "
-            "it belongs to another model; export again"
+            f"{folder / TOKENIZER_FILES[kind]} has {tokenizer.vocab_size} pieces, but the model "
+            f"{vocab_size}: it belongs to another model; export again"
         )
     tree = config.to_dict()
-    del tree["export"]
+    for name in ("export", *HUGGING_FACE_KEYS):
+        tree.pop(name, None)
     experiment = ConfigDict(tree)
     experiment.lock()
     return experiment, _read_params(folder / WEIGHTS_NAME, config, vocab_size), tokenizer

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alm_jax.interop.parity import TOLERANCE, ParityReport
+from alm_jax.interop.usage import usage
 from input_pipeline.sources import open_source
 
 _MOST_EXAMPLES = 50_000
@@ -68,6 +69,7 @@ class DataSummary:
 def model_card(
     config: ConfigDict,
     report: ParityReport,
+    layout: str,
     *,
     results: Mapping[str, Mapping[str, Any]] | None = None,
     data: DataSummary | None = None,
@@ -77,35 +79,38 @@ def model_card(
     Args:
       config: `exported.export_config`'s.
       report: of the comparison with JAX.
+      layout: name of the `layouts.Layout`.
       results: rows of results.json.
       data: the training data.
     """
     parts = [
         f"# {config.name or 'Audio model'}\n",
         f"{_describe(config, report.parameters)}\n",
-        f"## Use\n\n{_usage(config)}\n",
+        f"## Use\n\n{usage(config, layout)}\n",
         f"## Data and licences\n\n{_data(config, data)}\n",
         f"## Results\n\n{_results(results)}\n",
         f"## Equal to the JAX model\n\n{report}.\n\nThe exporter refuses more than "
-        f"{TOLERANCE:.0e}. `python modeling_alm.py` repeats the comparison on golden.npz.\n",
+        f"{TOLERANCE:.0e}.{_REPEATED.get(layout, '')}\n",
     ]
     return "\n".join(parts)
 
 
+_REPEATED = {"torch": " `python modeling_alm.py` repeats the comparison on golden.npz."}
+_REPEATED["hf"] = _REPEATED["torch"]
+
+
 def _describe(config: ConfigDict, parameters: int) -> str:
     model, rate = config.model, config.frontend.sample_rate
-    audio = model.audio
     lines = [
         f"{parameters:,} parameters, float32. Exported by alm_jax {config.export.alm_jax_version} "
         f"(format {config.export.format_version}).",
         "",
-        f"- Audio: {rate} Hz mono, {config.frontend.num_mels} log-mel bands, patches of "
-        f"{config.patches.time} frames x {config.patches.freq} bands, transformer of "
-        f"{audio.depth} layers, width {audio.width}; windows of {config.data.max_seconds:g} s.",
+        f"- Audio: {rate} Hz mono, {config.frontend.num_mels} log-mel bands, {_tower(config)}; "
+        f"windows of {config.data.max_seconds:g} s.",
     ]
     if model.text is not None:
         lines.append(
-            f"- Text: {config.export.vocab_size} sentencepiece pieces, {model.text.depth} layers, "
+            f"- Text: {config.export.vocab_size} pieces, {model.text.depth} layers, "
             f"width {model.text.width}; up to {config.data.max_text_length} tokens. "
             f"Joint space of {model.embed_dim} dimensions."
         )
@@ -115,30 +120,20 @@ def _describe(config: ConfigDict, parameters: int) -> str:
     ):
         if model.get(name) is not None:
             lines.append(f"- {what}: {model[name].depth} layers, width {model[name].width}.")
+    if model.get("classifier") is not None:
+        lines.append(f"- Classifier: {model.classifier.classes} labels.")
     return "\n".join(lines)
 
 
-def _usage(config: ConfigDict) -> str:
-    rate = config.frontend.sample_rate
-    lines = [
-        "from modeling_alm import AudioTextModel  # with this folder on sys.path",
-        'model = AudioTextModel.from_pretrained(".")',
-        f"audio = model.embed_audio([waveform], sample_rate={rate})  # mono, int16 or [-1, 1]",
-    ]
-    needs = "torch and numpy"
-    if config.model.text is not None:
-        needs += " (and sentencepiece for text)"
-        lines += [
-            'text = model.embed_text(["a dog barks", "rain"])',
-            "print(audio @ text.T)  # cosines",
-        ]
-    if config.model.caption_decoder is not None:
-        lines.append(f"print(model.caption([waveform], sample_rate={rate}))")
-    code = "\n".join(lines)
+def _tower(config: ConfigDict) -> str:
+    audio = config.model.audio
+    if audio.tower != "vit":
+        return f"tower {audio.tower!r}, " + ", ".join(
+            f"{name} {audio[name]}" for name in ("dim", "depths", "heads") if name in audio
+        )
     return (
-        f"Needs {needs}; nothing of alm_jax.\n\n```python\n{code}\n```\n\n"
-        f"A waveform longer than {config.data.max_seconds:g} s is embedded window by window; "
-        "resampling is the caller's business."
+        f"patches of {config.patches.time} frames x {config.patches.freq} bands, transformer of "
+        f"{audio.depth} layers, width {audio.width}"
     )
 
 

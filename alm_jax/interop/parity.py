@@ -1,4 +1,4 @@
-"""Whether an exported PyTorch model computes what the JAX model computes, from waveform to output.
+"""Whether an exported model computes what the JAX model computes, from waveform to output.
 
 Shapes: B batch, S samples, T frames, F mel bins, N patches, L tokens, J joint width, V vocabulary.
 """
@@ -6,8 +6,7 @@ Shapes: B batch, S samples, T frames, F mel bins, N patches, L tokens, J joint w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_patches
 from alm_jax.objectives.forward import spectrogram
 from alm_jax.train_state import model_graph
-from input_pipeline.text import BOS_ID, EOS_ID, Tokenizer
+from input_pipeline.text import Tokenizer
 
 TOLERANCE = 1e-4  # relative difference that an export may have; usual are 1e-6 to 1e-5
 # A band 100 dB below the loudest of its frame holds float32 rounding, and the log magnifies it.
@@ -50,7 +49,7 @@ SENTENCES = (
 
 @dataclasses.dataclass(frozen=True)
 class ParityReport:
-    """How far PyTorch is from JAX.
+    """How far an export is from JAX.
 
     Attributes:
       differences: output -> largest relative difference over all clips, captions and elements.
@@ -75,8 +74,8 @@ class ParityReport:
         listed = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
         kind = "real and synthetic" if self.real else "synthetic"
         return (
-            f"PyTorch differs from JAX on {self.clips} {kind} clips and {self.captions} captions "
-            f"by at most (relative): {listed}"
+            f"The export differs from JAX on {self.clips} {kind} clips and {self.captions} "
+            f"captions by at most (relative): {listed}"
         )
 
 
@@ -140,6 +139,8 @@ class Reference:
         patches = tower_patches(mel, frames, self.config, self.frontend)
         hidden, states_mask = model.audio(patches), model.audio.state_mask(patches)
         out = {"log_mel": mel}
+        if model.classifier is not None:
+            out["class_logits"] = model.classifier(hidden, states_mask)
         if model.text is None:
             weight = states_mask[..., None].astype(jnp.float32)
             out["audio_embedding"] = normalize((hidden * weight).sum(1) / weight.sum(1))
@@ -174,19 +175,22 @@ class Reference:
             audio[row, : len(clip)] = clip
             length[row] = len(clip)
         most = int(self.config.data.max_text_length)
-        if self.tokenizer is None:
-            text, mask = np.zeros((len(clips), 2), np.int32), np.ones((len(clips), 2), bool)
-        else:
-            text, mask = self.tokenizer.encode_batch(captions, most)
-        out: dict[str, np.ndarray] = {"audio": audio, "audio_length": length}
         if self.tokenizer is not None:
-            out |= {"text": text, "text_mask": mask}
+            text, mask = self.tokenizer.encode_batch(captions, most)
+        else:  # an imported model may lack its tokenizer; any ids will do
+            rows = max(1, int(self.config.export.vocab_size))
+            text = np.random.default_rng(0).integers(rows, size=(len(clips), most), dtype=np.int32)
+            mask = np.arange(most) < np.minimum(most, 2 + np.arange(len(clips)))[:, None]
+        out: dict[str, np.ndarray] = {"audio": audio, "audio_length": length}
+        if self.config.model.text is not None:
+            out |= {"text": text, "text_mask": mask, "strings": np.asarray(list(captions))}
         # Accelerators multiply float32 in fewer bits unless told otherwise.
         with jax.default_matmul_precision("highest"):
             out |= jax.device_get(self._forward(self.params, audio, length, text, mask))
             if greedy and "caption_logits" in out:
+                marks = self.config.export.tokens
                 ids = self.inference.caption(
-                    self.params, audio, length, BOS_ID, EOS_ID, max_length=most
+                    self.params, audio, length, marks.bos, marks.eos, max_length=most
                 )
                 out["caption_ids"] = np.asarray(ids)
         return out
@@ -202,18 +206,20 @@ def batches(
         yield [clips[i % len(clips)] for i in index], [captions[i % len(captions)] for i in index]
 
 
+Compare = Callable[[Mapping[str, np.ndarray]], dict[str, float]]
+
+
 def check(
-    module: ModuleType,
-    model: Any,
+    compare: Compare,
     reference: Reference,
     clips: Sequence[np.ndarray] | None,
     captions: Sequence[str] | None,
 ) -> tuple[ParityReport, dict[str, np.ndarray]]:
-    """Compares PyTorch with JAX on synthetic clips and on those given.
+    """Compares an export with JAX on synthetic clips and on those given.
 
     Args:
-      module: the modelling file of the exported folder, imported.
-      model: its model.
+      compare: computes the relative difference of what the exported model gives, by output, from
+        `Reference.outputs`.
       reference: the JAX model.
       clips: int16 [S] each, at the model's sample rate; only the first window is taken. None: the
         synthetic ones alone.
@@ -239,7 +245,7 @@ def check(
     for some_clips, some_texts in batches([*made, *given], texts):
         wanted = reference.outputs(some_clips, some_texts, greedy=not golden)
         golden = golden or wanted
-        for name, difference in module.compare(model, wanted).items():
+        for name, difference in compare(wanted).items():
             worst[name] = float(np.maximum(difference, worst.get(name, 0.0)))  # NaN stays
         audio_rows += list(wanted["audio_embedding"])
         text_rows += list(wanted.get("text_embedding", ()))
@@ -253,7 +259,7 @@ def check(
         limit = LOG_MEL_TOLERANCE if name == "log_mel" else TOLERANCE
         if not difference <= limit:
             raise UserError(
-                f"the exported PyTorch model's {name} differs from JAX by {difference:.1e} "
+                f"the exported model's {name} differs from JAX by {difference:.1e} "
                 f"relative, more than {limit:.0e}: nothing was written. A file was damaged on "
                 "its way to disk, or the modelling file does not know something in this config; "
                 "export again, and report it with the workdir's config.json if it stays"

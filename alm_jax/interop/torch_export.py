@@ -1,37 +1,45 @@
-"""A trained model as a folder for PyTorch without this package, proven equal before it is kept.
+"""A trained model as a folder that needs none of this package, proven equal before it is kept.
+
+--format=torch (alm_jax.interop.layouts):
 
 model.safetensors   every parameter, float32, one entry a layer
 config.json         the experiment's config with every default spelt out, and the group `export`
-tokenizer.model     sentencepiece; only with a text side
-modeling_alm.py     the model in PyTorch
+tokenizer.model     sentencepiece, or tokenizer.json; only with a text side
+modeling_alm.py     the model in PyTorch, no more than this one needs
 golden.npz          inputs and the JAX model's outputs
 README.md           model card
+
+--format=hf (alm_jax.interop.hf_layout, clap_layout) and onnx (onnx_layout) differ as said there.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from alm_jax.checkpoints import flat_names
-from alm_jax.config import save_config
 from alm_jax.errors import UserError
-from alm_jax.interop import model_card, torch_modelling_path
-from alm_jax.interop.exported import WEIGHTS_NAME, export_config, is_export, read_model
+from alm_jax.interop import model_card
+from alm_jax.interop.exported import (
+    EXPORT_MARK,
+    export_config,
+    is_export,
+    read_model,
+    text_rows,
+)
+from alm_jax.interop.layouts import MODULE_NAME, TORCH, Exported, get_layout, load_module
 from alm_jax.interop.parity import ParityReport, Reference, check
-from alm_jax.interop.tensors import write_safetensors
 from input_pipeline.audio_files import to_int16
-from input_pipeline.text import FILE_NAME, Tokenizer
+from input_pipeline.text import Tokenizer
 
-MODULE_NAME = "modeling_alm.py"
+__all__ = ["MODULE_NAME", "export_params", "export_torch", "load_module", "require_torch"]
+
 GOLDEN_NAME = "golden.npz"
 
 
@@ -43,11 +51,12 @@ def export_torch(
     captions: Sequence[str] | None = None,
     results: Mapping[str, Mapping[str, Any]] | None = None,
     data: model_card.DataSummary | None = None,
+    format: str = "torch",
 ) -> ParityReport:
-    """Exports a trained model and proves that PyTorch computes the same.
+    """Exports a trained model and proves that the export computes the same.
 
-    Everything is written beside `output` first, read back by PyTorch, run, and compared with JAX;
-    only then does it take the place of `output`. Whatever goes wrong, an earlier export stays.
+    Everything is written beside `output` first, read back as its user will, run, and compared with
+    JAX; only then does it take the place of `output`. Whatever goes wrong, an earlier export stays.
 
     Args:
       model_dir: a run's workdir, or an exported folder.
@@ -57,14 +66,16 @@ def export_torch(
       captions: real captions to compare on.
       results: rows of results.json for the model card.
       data: what the model was trained on, for the model card.
+      format: a key of `layouts.FORMATS`.
 
     Returns:
-      The largest relative differences between JAX and PyTorch.
+      The largest relative differences between JAX and the export.
 
     Raises:
-      UserError: PyTorch is not installed; `model_dir` holds no model; `output` holds something that
-        is no export; the outputs differ by more than 1e-4 relative; or the embeddings have
-        collapsed or are not finite.
+      UserError: a package that the format needs is not installed; `model_dir` holds no model;
+        `output` holds something that is no export; the model is not of the format's kind; the
+        outputs differ by more than 1e-4 relative; or the embeddings have collapsed or are not
+        finite.
     """
     config, params, tokenizer = read_model(model_dir)
     return export_params(
@@ -76,6 +87,7 @@ def export_torch(
         captions=captions,
         results=results,
         data=data,
+        format=format,
     )
 
 
@@ -89,29 +101,27 @@ def export_params(
     captions: Sequence[str] | None = None,
     results: Mapping[str, Mapping[str, Any]] | None = None,
     data: model_card.DataSummary | None = None,
+    format: str = "torch",
 ) -> ParityReport:
     """Like `export_torch`, from a config, nested dict of arrays and tokenizer in memory."""
-    require_torch()
+    config = export_config(config, text_rows(config, tokenizer), tokenizer)
+    layout = get_layout(format, config)
+    layout.require()
     output = Path(output).expanduser().absolute()
     _refuse_foreign(output)
-    config = export_config(config, tokenizer.vocab_size if tokenizer is not None else 0)
+    # A checkpoint may hold bfloat16: an export is float32, and so is what it must equal.
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    model = Exported(config, params, tokenizer)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.parent / f".{output.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        save_config(config, partial / "config.json")
-        write_safetensors(partial / WEIGHTS_NAME, flat_names(params))
-        if tokenizer is not None:
-            tokenizer.save(partial / FILE_NAME)
-        shutil.copyfile(torch_modelling_path(), partial / MODULE_NAME)
-        module = load_module(partial)
-        model = module.AudioTextModel.from_pretrained(partial)
-        report, golden = check(
-            module, model, Reference(config, params, tokenizer), _pcm(clips), captions
-        )
+        layout.write(partial, model)
+        reference = Reference(config, params, tokenizer)
+        report, golden = check(layout.open(partial, model), reference, _pcm(clips), captions)
         np.savez_compressed(partial / GOLDEN_NAME, allow_pickle=False, **golden)
-        card = model_card.model_card(config, report, results=results, data=data)
+        card = model_card.model_card(config, report, layout.name, results=results, data=data)
         (partial / "README.md").write_text(card, encoding="utf-8")
         _replace(output, partial)
     finally:
@@ -119,23 +129,9 @@ def export_params(
     return report
 
 
-def load_module(folder: Path) -> ModuleType:
-    """Imports an export's modelling file afresh, leaving no bytecode in the folder."""
-    path = Path(folder) / MODULE_NAME
-    spec = importlib.util.spec_from_file_location(f"alm_export_{abs(hash(str(path)))}", path)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
-    return module
-
-
 def require_torch() -> None:
     """Raises a UserError with the remedy if PyTorch is not installed."""
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            "the export runs the PyTorch model to prove that it is right, and PyTorch is not "
-            "installed: pip install 'alm_jax[torch]' (in a checkout: pip install -e '.[torch]')"
-        )
+    TORCH.require()
 
 
 def _refuse_foreign(output: Path) -> None:
@@ -144,7 +140,8 @@ def _refuse_foreign(output: Path) -> None:
         return
     if not output.is_dir():
         raise UserError(f"{output} is a file; give --output the path of a folder")
-    if any(output.iterdir()) and not is_export(output):
+    ours = is_export(output) or (output / EXPORT_MARK).is_file()
+    if any(output.iterdir()) and not ours:
         raise UserError(
             f"{output} is a folder that holds something else than an export; give another "
             "--output, or a new folder inside it"

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from alm_jax.interop.tensors import from_torch, to_torch, write_safetensors
-from alm_jax.interop.torch_modelling import read_safetensors
+from alm_jax.interop.torch_modelling.files import read_safetensors
 
 RNG = np.random.default_rng(0)
 PARAMS = {

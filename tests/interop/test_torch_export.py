@@ -15,7 +15,7 @@ import alm_jax
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
 from alm_jax.evaluators.retrieval import retrieval_metrics
-from alm_jax.interop import exported, parity, torch_export
+from alm_jax.interop import exported, layouts, parity
 from alm_jax.interop.exported import export_config
 from alm_jax.interop.torch_export import export_params, export_torch, load_module
 from alm_jax.train_state import model_graph
@@ -53,8 +53,7 @@ def test_stage_1_goes_out_with_its_decoder(mae, clips):
     model = load_module(output).AudioTextModel.from_pretrained(output)
     wanted = alm_jax.load(model_fixtures.mae_workdir()).embed_audio(clips[3:4], RATE)
     same_rows(model.embed_audio(clips[3:4]), wanted)
-    with pytest.raises(ValueError, match="trained without text"):
-        model.embed_text(["rain"])
+    assert not hasattr(model, "embed_text") and not model.has_text
 
 
 def test_nothing_else_is_left_behind(exports, clap, mae):
@@ -95,13 +94,13 @@ def test_embedding_does_not_depend_on_the_batch(torch_clap, clips):
     together = torch_clap.embed_audio(clips)
     for batch_size in (1, 3):
         same_rows(torch_clap.embed_audio(clips, batch_size=batch_size), together.numpy(), 2e-6)
-    waveform, lengths = torch_clap.batch(clips[1:4])
+    waveform, lengths = torch_clap.batch(torch_clap.clips(clips[1:4], RATE))
     padded = torch.nn.functional.pad(waveform, (0, 7777), value=0.5)
-    alone, among = (torch_clap.patches(x, lengths) for x in (waveform, padded))
+    alone, among = (torch_clap.listen(x, lengths) for x in (waveform, padded))
     assert among.mask.shape[1] > alone.mask.shape[1]
     same_rows(
-        torch_clap.audio_embedding(torch_clap.audio(among), among.mask),
-        torch_clap.audio_embedding(torch_clap.audio(alone), alone.mask).numpy(), 2e-6,
+        torch_clap.audio_embedding(among.hidden, among.mask),
+        torch_clap.audio_embedding(alone.hidden, alone.mask).numpy(), 2e-6,
     )  # fmt: skip
     alone = torch_clap.embed_text(CAPTIONS[:1])
     same_rows(torch_clap.embed_text(CAPTIONS)[:1], alone.numpy(), 2e-6)
@@ -173,7 +172,7 @@ def contents(path):
 def test_wrong_weight_is_refused_and_the_old_export_stays(clap, compiled, monkeypatch):
     """One damaged tensor must not replace a good export."""
     before = contents(clap[0])
-    write = torch_export.write_safetensors
+    write = layouts.write_safetensors
 
     def damage(path, params):
         params = dict(params)
@@ -182,7 +181,7 @@ def test_wrong_weight_is_refused_and_the_old_export_stays(clap, compiled, monkey
         params[name][1, 3, 4] += 0.5
         return write(path, params)
 
-    monkeypatch.setattr(torch_export, "write_safetensors", damage)
+    monkeypatch.setattr(layouts, "write_safetensors", damage)
     with pytest.raises(UserError, match=r"audio_embedding differs from JAX by .* nothing was"):
         export_torch(model_fixtures.clap_workdir(), clap[0])
     assert contents(clap[0]) == before
@@ -214,7 +213,7 @@ def test_other_peoples_folders_are_not_replaced(tmp_path):
 
 def test_missing_torch_names_the_remedy(tmp_path, monkeypatch):
     """PyTorch is an extra: who lacks it must learn how to get it, not see a traceback."""
-    monkeypatch.setattr(torch_export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(layouts.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'alm_jax\[torch\]'"):
         export_torch(model_fixtures.clap_workdir(), tmp_path / "out")
 

@@ -1,9 +1,7 @@
-"""The modelling file by itself: its imports, its front end, its behaviour on odd input."""
+"""The PyTorch front end and patches against JAX."""
 
-import ast
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ import torch
 from alm_jax.audio import mel
 from alm_jax.audio.frontend import FLAVOURS, log_mel, num_frames, output_frames
 from alm_jax.audio.patches import patchify
-from alm_jax.interop import torch_modelling, torch_modelling_path
+from alm_jax.interop.torch_modelling import front_end, patches
 
 LENGTHS = (1, 399, 5000, 12345)
 # A tall order for float32: Slaney filters of a 10 log10 of a power, in dB.
@@ -29,22 +27,6 @@ def noise(seed: int) -> np.ndarray:
     return np.clip(audio, -1, 1).astype(np.float32)
 
 
-def test_imports_are_only_what_a_stranger_has():
-    """The folder is useless where one of its imports is not installed."""
-    tree = ast.parse(torch_modelling_path().read_text(encoding="utf-8"))
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0
-            names.add(str(node.module).split(".")[0])
-    foreign = names - set(sys.stdlib_module_names)
-    assert foreign == {"numpy", "torch", "sentencepiece"}
-    top = {alias.name for n in tree.body if isinstance(n, ast.Import) for alias in n.names}
-    assert "sentencepiece" not in top, "audio alone must work without it"
-
-
 # The other flavours differ from these in numbers only.
 @pytest.mark.parametrize(
     "flavour",
@@ -57,11 +39,11 @@ def test_front_end_equals_jax(flavour):
         cfg = dataclasses.replace(cfg, fixed_samples=8000)  # 30 s would only take time
     audio, lengths = noise(0), np.asarray(LENGTHS)
     wanted = np.asarray(jax.jit(lambda a, n: log_mel(a, cfg, length=n))(audio, lengths))
-    frontend = torch_modelling.LogMel(dataclasses.asdict(cfg))
+    frontend = front_end.LogMel(dataclasses.asdict(cfg))
     found = frontend(torch.from_numpy(audio), torch.from_numpy(lengths)).numpy()
     assert found.shape == wanted.shape == (4, output_frames(audio.shape[1], cfg), cfg.num_mels)
     counts = [num_frames(n, cfg) for n in LENGTHS]
-    assert [frontend.num_frames(n) for n in LENGTHS] == counts
+    assert frontend.num_frames(torch.from_numpy(lengths)).tolist() == counts
     scale = 1.0 if cfg.log == "ln" else 10.0
     np.testing.assert_allclose(found, wanted, atol=scale * TOLERANCE_DB / 10, rtol=2e-5)
 
@@ -73,7 +55,7 @@ def test_quickstart_front_end_is_equal_to_the_last_bits():
     audio = (tone[None] / 32767).astype(np.float32)
     cfg = FLAVOURS["cacophony"]
     wanted = np.asarray(jax.jit(lambda a: log_mel(a, cfg))(audio))
-    found = torch_modelling.LogMel(dataclasses.asdict(cfg))(torch.from_numpy(audio)).numpy()
+    found = front_end.LogMel(dataclasses.asdict(cfg))(torch.from_numpy(audio)).numpy()
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
@@ -84,22 +66,12 @@ def test_mel_filters_equal_jax(scale, triangle, norm):
     """Any config's filter bank goes out, not only the shipped flavours'."""
     fields = {"mel_scale": scale, "triangle": triangle, "filter_norm": norm}
     cfg = dataclasses.replace(FLAVOURS["cacophony"], fmin=30.0, fmax=9000.0, **fields)
-    found = torch_modelling.mel_filters(dataclasses.asdict(cfg))
+    found = front_end.mel_filters(dataclasses.asdict(cfg))
     wanted = mel.mel_filter_bank(
         sample_rate=16000, fft_length=512, num_mels=128, fmin=30.0, fmax=9000.0,
         scale=scale, shape=triangle, norm=norm,
     )  # fmt: skip
     np.testing.assert_allclose(found, wanted, atol=1e-12)
-
-
-class OnlyPatches:
-    """What `AudioTextModel.patchify` needs of a model."""
-
-    patchify = torch_modelling.AudioTextModel.patchify
-
-    def __init__(self, time: int, freq: int, tail: str):
-        self.config = {"patches": {"time": time, "freq": freq, "tail": tail}}
-        self.frontend = torch_modelling.LogMel(dataclasses.asdict(FLAVOURS["kaldi_fbank"]))
 
 
 @pytest.mark.parametrize("tail", ["drop", "keep"])
@@ -109,12 +81,13 @@ def test_patches_equal_jax(tail, frames):
     rng = np.random.default_rng(1)
     spectrogram = rng.standard_normal((3, frames, 128)).astype(np.float32)
     counts = np.minimum([1, 7, 12], frames)
-    model = OnlyPatches(4, 16, tail)
     cfg = FLAVOURS["kaldi_fbank"]
     silence = float(cfg.normalise(cfg.padding_log_value))
     cut = functools.partial(patchify, patch_time=4, patch_freq=16, tail=tail, silence=silence)
     wanted = jax.jit(cut)(spectrogram, jnp.asarray(counts))
-    found = model.patchify(torch.from_numpy(spectrogram), torch.from_numpy(counts))
+    config = {"time": 4, "freq": 16, "tail": tail}
+    spectrogram, counts = torch.from_numpy(spectrogram), torch.from_numpy(counts)
+    found = patches.cut(spectrogram, counts, config, silence)
     for name in ("values", "time", "freq", "mask"):
         np.testing.assert_array_equal(
             getattr(found, name).numpy(), np.asarray(getattr(wanted, name)), err_msg=name

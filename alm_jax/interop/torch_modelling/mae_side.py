@@ -1,0 +1,43 @@
+"""Masked autoencoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from alm_jax.interop.torch_modelling.audio_side import AudioSide, Heard
+from alm_jax.interop.torch_modelling.mae_decoders import ConcatenatingDecoder, VitDecoder
+from alm_jax.interop.torch_modelling.patches import patch_shape
+from alm_jax.interop.torch_modelling.swin_decoder import SwinDecoder
+
+DECODERS: dict[str, Any] = {
+    "concatenated": ConcatenatingDecoder,
+    "vit": VitDecoder,
+    "swin": SwinDecoder,
+}
+
+
+class MaeSide(AudioSide):
+    """The decoder that predicts dropped patches."""
+
+    def build(self, fields: Mapping[str, Any]) -> None:
+        """Makes the parts that config.json names."""
+        super().build(fields)
+        c = fields["model"]["mae_decoder"]
+        shape = patch_shape(fields["patches"], fields["frontend"]["num_mels"])
+        self.mae_decoder = DECODERS[c["decoder"]](c, shape, self.audio.width)
+
+    def predict(self, heard: Heard, visible: Any, dropped: Any) -> Tensor:
+        """Pixels [B, M, P] of the slots `dropped`, from those that are `visible`."""
+        seen = heard.patches.take(visible)
+        return self.mae_decoder(self.audio(seen), seen, heard.patches.take(dropped))
+
+    def compared(self, golden: Mapping[str, Any], heard: Heard) -> dict[str, tuple[Any, Tensor]]:
+        """(wanted, found) of each output in golden.npz, by name."""
+        found = super().compared(golden, heard)
+        mask = heard.patches.take(golden["dropped"]).mask
+        pixels = self.predict(heard, golden["visible"], golden["dropped"])
+        found["mae_prediction"] = (golden["mae_prediction"][mask.numpy(force=True)], pixels[mask])
+        return found

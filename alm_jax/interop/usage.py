@@ -1,0 +1,115 @@
+"""How to use an exported folder, for its README.md: one text a layout."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def usage(config: ConfigDict, layout: str) -> str:
+    """The section "Use" of README.md.
+
+    Args:
+      config: `exported.export_config`'s.
+      layout: name of the `layouts.Layout`.
+    """
+    needs, lines, note = _USAGES[layout](config)
+    code = "\n".join(lines)
+    return (
+        f"Needs {needs}; nothing of alm_jax.\n\n```python\n{code}\n```\n\n"
+        f"{note.format(seconds=config.data.max_seconds)}"
+    )
+
+
+def _torch_usage(config: ConfigDict) -> tuple[str, list[str], str]:
+    rate = config.frontend.sample_rate
+    lines = [
+        "from modeling_alm import AudioTextModel  # with this folder on sys.path",
+        'model = AudioTextModel.from_pretrained(".")',
+        f"audio = model.embed_audio([waveform], sample_rate={rate})  # mono, int16 or [-1, 1]",
+    ]
+    needs = "torch and numpy"
+    if config.model.text is not None:
+        needs += f" ({_tokenizer_package(config)} for text)"
+        lines += [
+            'text = model.embed_text(["a dog barks", "rain"])',
+            "print(audio @ text.T)  # cosines",
+        ]
+    if config.model.text is not None and config.model.caption_decoder is not None:
+        lines.append(f"print(model.caption([waveform], sample_rate={rate}))")
+    if config.model.get("classifier") is not None:
+        lines.append(f"logits = model.classify([waveform], sample_rate={rate})")
+    note = (
+        "A waveform longer than {seconds:g} s is embedded window by window; resampling is the "
+        "caller's business."
+    )
+    return needs, lines, note
+
+
+def _hf_usage(config: ConfigDict) -> tuple[str, list[str], str]:
+    rate = config.frontend.sample_rate
+    has_text = config.model.text is not None
+    text = ', text=["a dog barks", "rain"]' if has_text else ""
+    lines = [
+        "from transformers import AutoModel, AutoProcessor",
+        'model = AutoModel.from_pretrained(".", trust_remote_code=True)',
+        'processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)',
+        f"inputs = processor(audio=[waveform]{text}, sampling_rate={rate})",
+        "outputs = model(**inputs)",
+        "print(outputs.audio_embeds"
+        + (" @ outputs.text_embeds.T)  # cosines" if has_text else ")"),
+    ]
+    needs = "transformers" + (f" and {_tokenizer_package(config)}" if has_text else "")
+    note = (
+        "Another sampling_rate is resampled if soxr is installed. A waveform longer than "
+        "{seconds:g} s is embedded window by window. modeling_alm.py also works without "
+        "transformers: `modeling_alm.AudioTextModel`."
+    )
+    return needs, lines, note
+
+
+def _clap_usage(config: ConfigDict) -> tuple[str, list[str], str]:
+    lines = [
+        "from transformers import ClapModel, ClapProcessor",
+        'model = ClapModel.from_pretrained(".")',
+        'processor = ClapProcessor.from_pretrained(".")',
+        f'inputs = processor(audio=[waveform], text=["a dog barks", "rain"], return_tensors="pt", '
+        f"padding=True, sampling_rate={config.frontend.sample_rate})",
+        "outputs = model(**inputs)",
+        "print(outputs.audio_embeds @ outputs.text_embeds.T)  # cosines",
+    ]
+    note = "Of a longer waveform than ten seconds, the processor takes a random part."
+    if config.model.audio.fusion != "none":
+        note = (
+            "Of a longer waveform than ten seconds, the processor takes random parts; of a batch "
+            "of shorter ones it treats one, at random, as if it were longer: give the model "
+            "`is_longer=[[False], ...]` for embeddings that do not depend on chance."
+        )
+    return "transformers", lines, note
+
+
+def _onnx_usage(config: ConfigDict) -> tuple[str, list[str], str]:
+    lines = [
+        "import numpy as np, onnxruntime",
+        'audio = onnxruntime.InferenceSession("audio.onnx")',
+        "waveform = np.zeros((1, 8000), np.float32)  # [B, S] in [-1, 1], zeros behind short clips",
+        "lengths = np.array([8000])  # [B] samples of each clip",
+        '(embedding,) = audio.run(None, {"waveform": waveform, "lengths": lengths})',
+    ]
+    if config.model.text is not None:
+        lines += [
+            'text = onnxruntime.InferenceSession("text.onnx")',
+            "tokens, mask = np.array([[1, 5, 2]]), np.ones((1, 3), bool)  # marks: config.json",
+            '(embedding,) = text.run(None, {"tokens": tokens, "mask": mask})',
+        ]
+    note = (
+        f"Waveforms have {config.frontend.sample_rate} Hz and at most {{seconds:g}} s. Rows of the "
+        "embeddings have norm 1."
+    )
+    return "onnxruntime and numpy", lines, note
+
+
+_USAGES = {"torch": _torch_usage, "hf": _hf_usage, "clap": _clap_usage, "onnx": _onnx_usage}
+
+
+def _tokenizer_package(config: ConfigDict) -> str:
+    return "tokenizers" if config.export.tokenizer == "json" else "sentencepiece"
