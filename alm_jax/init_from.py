@@ -3,47 +3,57 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import Checkpoints, flat_names
+from alm_jax.config import read_config
 from alm_jax.errors import UserError
 from alm_jax.train_state import TrainState, join
 
+# Fields of a part that no shape shows and that change what its parameters compute. Not among them:
+# `causal` and `position_offset`, for Cacophony reads RoBERTa's parameters otherwise, and means to.
+_FACTS = ("tower", "decoder", "heads", "activation", "norm", "eps", "positions", "window", "shift")
 
-def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[str]]:
-    """Replaces the parts that `config` names by those of a trained workdir.
+
+def init_from(
+    state: TrainState, config: ConfigDict, model: ConfigDict | None = None
+) -> tuple[TrainState, list[str]]:
+    """Replaces the parts that `config` names by those of trained or imported workdirs.
 
     Args:
       state: the freshly initialised state.
-      config: `workdir` ("" for none), `parts`, top-level names of the model such as ("audio",), and
-        `skip`, regular expressions of names that are not taken over.
+      config: `workdir` ("" for none; several joined by commas), `parts`, top-level names of the
+        model such as ("audio",), each taken from the first workdir that has it, and `skip`, regular
+        expressions of names that are not taken over.
+      model: `config.model` of this run; given, it is compared with that of the workdir.
 
     Returns:
       The new state, and the names of the parameters taken over.
 
     Raises:
-      UserError: if the workdir is missing, or a parameter of a named part is absent, left over or
-        of another shape on either side.
+      UserError: if a workdir is missing, or a parameter of a named part is absent, left over or of
+        another shape on either side, or a part has other heads, activation or the like.
     """
     if not config.workdir:
         return state, []
-    path = Path(config.workdir)
-    if not (path / "checkpoints").is_dir():
-        raise UserError(f"init_from.workdir={config.workdir}: there is no {path}/checkpoints")
-    checkpoints = Checkpoints(path, read_only=True)
-    try:
-        source, _ = checkpoints.restore_params()
-    finally:
-        checkpoints.close()
     parts = tuple(config.parts)
     skip = tuple(config.get("skip", ()))
-    old = _named(source, parts, skip)
+    old: dict[str, Any] = {}
+    problems: list[str] = []
+    path = epath.Path()
+    left = set(parts)
+    for path in map(epath.Path, config.workdir.split(",")):
+        source = _read(path)
+        here = left & source.keys()
+        left -= here
+        old |= _named(source, tuple(here), skip)
+        problems += [] if model is None else _other_facts(path, model, sorted(here))
     new = _named(join(state.params, state.stats), parts, skip)
-    problems = [f"{n} is only in {path}" for n in old.keys() - new.keys()]
+    problems += [f"{n} is only in {path}" for n in old.keys() - new.keys()]
     problems += [f"{n} is missing in {path}" for n in new.keys() - old.keys()]
     problems += [
         f"{n} is {old[n].shape} in {path} but {new[n].shape} here"
@@ -70,6 +80,34 @@ def init_from(state: TrainState, config: ConfigDict) -> tuple[TrainState, list[s
     ema = None if state.ema is None else replace(state.ema)
     trees = dict(params=replace(state.params), ema=ema, stats=replace(state.stats))
     return state.replace(**trees), sorted(old)
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"init_from.workdir={path}: there is no {path}/checkpoints")
+    checkpoints = Checkpoints(path, read_only=True)
+    try:
+        return checkpoints.restore_params()[0]
+    finally:
+        checkpoints.close()
+
+
+def _other_facts(path: epath.Path, model: ConfigDict, parts: list[str]) -> list[str]:
+    """What a workdir's config says of the parts that this run's contradicts."""
+    if not (path / "config.json").is_file():
+        return []
+    theirs = read_config(path / "config.json").model
+    problems = []
+    for part in parts:
+        there, here = theirs.get(part), model.get(part)
+        if there is None or here is None:
+            continue
+        problems += [
+            f"model.{part}.{name} is {there[name]!r} in {path} but {here[name]!r} here"
+            for name in _FACTS
+            if name in there and name in here and there[name] != here[name]
+        ]
+    return problems
 
 
 def _named(tree: Any, parts: tuple[str, ...], skip: tuple[str, ...]) -> dict[str, Any]:

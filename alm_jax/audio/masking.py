@@ -30,6 +30,8 @@ class MaskingConfig:
       freq_ratio: share of frequency rows that is dropped ("random_2d").
       budget: patches of a clip that take part at all, a random subset of longer clips
         (Cacophony's `patches_seq_len`); 0 means all.
+      views: masks drawn for each clip (FLAP); what reads the views sees B * views rows, a clip's
+        views side by side.
     """
 
     kind: str = "random"
@@ -37,6 +39,7 @@ class MaskingConfig:
     time_ratio: float = 0.0
     freq_ratio: float = 0.0
     budget: int = 0
+    views: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -44,6 +47,11 @@ class MaskingConfig:
         for name in ("ratio", "time_ratio", "freq_ratio"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"masking.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if self.views < 1 or (self.views > 1 and self.keep_share == 1.0):
+            raise ValueError(
+                f"masking.views is {self.views}: it must be 1, or more where patches are dropped "
+                "(masking.ratio), since views that drop nothing are all alike"
+            )
 
     @property
     def keep_share(self) -> float:
@@ -88,8 +96,13 @@ def mask_view(keys: jax.Array, patches: Patches, config: MaskingConfig) -> View:
       config: what to drop.
 
     Returns:
-      A `View`; `dropped` is None when nothing is masked. A clip always keeps at least one patch.
+      A `View` of B * `views` rows; `dropped` is None when nothing is masked. A clip always keeps at
+      least one patch.
     """
+    if config.views > 1:
+        keys = jax.vmap(lambda key: jax.random.split(key, config.views))(keys).reshape(-1)
+        # Side by side, so that a clip's views stay on the device that holds the clip.
+        patches = jax.tree.map(lambda x: jnp.repeat(x, config.views, axis=0), patches)
     if _keeps_all(patches, config):
         return View(patches, None)
     return split_view(draw_noise(keys, patches.mask.shape[1], config), patches, config)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from alm_jax.errors import UserError
 from alm_jax.models.audio_text import needed
 from alm_jax.objectives.forward import Forward
 
@@ -65,12 +66,17 @@ def captioning(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[st
       The loss, and `captioning_loss`, `captioning_accuracy`.
 
     Raises:
-      UserError: if there is no decoder.
+      UserError: if there is no decoder, or the clips have several views.
       ValueError: if the text tower is not causal, and would see the answer.
     """
     decoder = needed(forward.model.caption_decoder, "model.caption_decoder")
     if not needed(forward.model.text, "model.text").config.causal:
         raise ValueError("objectives.captioning needs model.text.causal=True: the decoder reads it")
+    if forward.masking.views > 1:
+        raise UserError(
+            "objectives.captioning describes one view of a clip: set masking.views=1, or leave the "
+            "objective out"
+        )
     logits = decoder(
         forward.text_hidden,
         forward.batch["text_mask"],

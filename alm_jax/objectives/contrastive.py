@@ -64,7 +64,10 @@ def same_caption(tokens: jax.Array) -> jax.Array:
 
 
 def contrastive(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """InfoNCE in both directions.
+    """InfoNCE in both directions; of several masked views, the mean (FLAP).
+
+    Each view of the batch is scored against the captions by itself, so that the number of negatives
+    does not depend on the number of views.
 
     Args:
       forward: reads both embeddings, the tokens and the model's `logit_scale` (log space).
@@ -86,16 +89,20 @@ def contrastive(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[s
         scale = jnp.minimum(scale, config.max_logit_scale)
     same = same_caption(forward.batch["text"])
     ignore = same if config.ignore_same_caption else None
-    to_text, to_audio = info_nce(
-        audio, text, scale, ignore=ignore, label_smoothing=config.label_smoothing
-    )
-    loss = REDUCTIONS[config.reduction] * (to_text + to_audio)
+    views = audio.reshape(text.shape[0], -1, audio.shape[-1])
+    losses = []
+    for view in range(views.shape[1]):
+        to_text, to_audio = info_nce(
+            views[:, view], text, scale, ignore=ignore, label_smoothing=config.label_smoothing
+        )
+        losses.append(REDUCTIONS[config.reduction] * (to_text + to_audio))
+    loss = jnp.stack(losses).mean()
     similarity = jax.lax.stop_gradient(audio) @ jax.lax.stop_gradient(text).T
-    hits = jnp.argmax(similarity, axis=1) == jnp.arange(audio.shape[0])
+    hits = jnp.argmax(similarity, axis=1) == jnp.arange(audio.shape[0]) // views.shape[1]
     return loss, {
         "contrastive_loss": loss,
         "contrastive_chance": jnp.asarray(
-            2.0 * REDUCTIONS[config.reduction] * math.log(audio.shape[0])
+            2.0 * REDUCTIONS[config.reduction] * math.log(text.shape[0])
         ),
         "contrastive_accuracy": hits.mean(),
         "logit_scale": scale,

@@ -197,3 +197,29 @@ def test_the_lowest_noise_stays():
         rows = np.argsort(freq[row])[: ROWS // 2]
         want = {t * ROWS + f for t in kept for f in rows}
         assert set(np.flatnonzero(visible[row])) == want
+
+
+@pytest.mark.parametrize("config", [MOST, TWO_D], ids=["1-D", "2-D"])
+def test_views_of_a_clip(config):
+    """FLAP's views would be all alike, or of other clips than the captions beside them."""
+    keys = jax.random.split(jax.random.key(0), len(CLIP_COLUMNS))
+    view = split(keys, CLIPS, config=view_config(config))
+    seen = slots_of(view.visible).reshape(len(keys), 3, SLOTS)
+    inside = np.asarray(CLIPS.mask)[:, None]
+    assert not (seen & ~inside).any()
+    assert (seen | slots_of(view.dropped).reshape(seen.shape) == inside).all()
+    assert (seen[0, 0] != seen[0, 1]).any() and (seen[0, 1] != seen[0, 2]).any()
+    # A clip's views are its own, wherever it is in the batch.
+    moved = split(keys[::-1], jax.tree.map(lambda x: x[::-1], CLIPS), config=view_config(config))
+    again = slots_of(moved.visible).reshape(seen.shape)[::-1]
+    np.testing.assert_array_equal(again, seen)
+
+
+def view_config(config):
+    return dataclasses.replace(config, views=3)
+
+
+def test_views_that_would_be_alike_are_refused():
+    """Twice the work for the same view."""
+    with pytest.raises(ValueError, match=r"masking\.views is 2.*dropped"):
+        MaskingConfig(views=2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from alm_jax.audio.masking import MaskingConfig
 from alm_jax.errors import UserError
 from alm_jax.objectives.captioning import caption_loss, captioning
 from tests.quick_jit import quick_jit
@@ -69,13 +70,14 @@ def test_a_batch_of_empty_captions_is_no_division_by_zero():
     assert (value, accuracy) == (0, 0)
 
 
-def forward(decoder, causal=True):
+def forward(decoder, causal=True, views=1):
     text = SimpleNamespace(config=SimpleNamespace(causal=causal))
     return SimpleNamespace(
         model=SimpleNamespace(caption_decoder=decoder, text=text),
         text_hidden="text states",
         audio_hidden="audio states",
-        view=SimpleNamespace(visible=SimpleNamespace(mask="audio mask")),
+        audio_mask="audio mask",
+        masking=MaskingConfig(ratio=0.5, views=views),
         batch={"text": TOKENS, "text_mask": MASK},
         key_for=lambda name: f"key of {name}",
     )
@@ -105,5 +107,7 @@ def test_wrong_settings_are_named():
         captioning(forward(lambda *args, key: LOGITS, causal=False), CONFIG)
     with pytest.raises(UserError, match=r"config\.model\.caption_decoder"):
         captioning(forward(None), CONFIG)
+    with pytest.raises(UserError, match=r"one view of a clip: set masking\.views=1"):
+        captioning(forward(lambda *args, key: LOGITS, views=2), CONFIG)
     with pytest.raises(ValueError, match=r"captioning\.reduction is 'sum'.*positions"):
         caption_loss(LOGITS, TOKENS, MASK, reduction="sum")

@@ -104,6 +104,18 @@ def test_objective_reports_what_it_says():
     assert metrics["contrastive_accuracy"] == pytest.approx(right.mean())
 
 
+def test_several_views_are_averaged():
+    """Two masks a clip would be each other's negatives, or go to the caption of the neighbour."""
+    other = unit(B, J)
+    both = np.stack([AUDIO, other], axis=1).reshape(2 * B, J)
+    loss, metrics = contrastive(forward(both, TEXT, TOKENS), CONFIG)
+    single = [sum(reference(view, TEXT, 7.4, None, 0.0)) for view in (AUDIO, other)]
+    assert loss == pytest.approx(np.mean(single), rel=2e-6)
+    assert metrics["contrastive_chance"] == pytest.approx(2 * np.log(B), rel=1e-6)
+    right = [(view @ TEXT.T).argmax(1) == np.arange(B) for view in (AUDIO, other)]
+    assert metrics["contrastive_accuracy"] == pytest.approx(np.mean(right))
+
+
 @pytest.mark.parametrize(("reduction", "factor"), [("sum", 1.0), ("mean", 0.5)])
 def test_chance_is_what_a_collapsed_model_gets(reduction, factor):
     """A loss that sits at chance could not be recognised as one."""
