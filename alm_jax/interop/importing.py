@@ -113,6 +113,9 @@ class Format:
       writable: whether the official file follows from our parameters.
       wrapper: regular expression of what some files of this kind put before every name.
       ignored: regular expression of official names that belong to other heads: left out.
+      choices: beginnings of config keys that are the user's to choose although they lie below
+        model, patches or frontend.
+      prepare: changes tensors that no link can, by a config: (checkpoint, config) -> checkpoint.
     """
 
     name: str
@@ -123,6 +126,8 @@ class Format:
     writable: bool = True
     wrapper: str = ""
     ignored: str = ""
+    choices: tuple[str, ...] = ()
+    prepare: Callable[[Checkpoint, ConfigDict], Checkpoint] | None = None
 
 
 @dataclasses.dataclass
@@ -192,6 +197,8 @@ def to_alm(
     """
     checkpoint, ignored = _relevant(format, checkpoint)
     config = _configured(format, checkpoint, overrides)
+    if format.prepare is not None:
+        checkpoint = format.prepare(checkpoint, config)
     shapes = parameter_shapes(format, config)
     table = format.links(config)
     if bare := not_covered(table, shapes):
@@ -301,7 +308,12 @@ def _configured(format: Format, checkpoint: Checkpoint, overrides: Sequence[str]
     config = apply_overrides(told, overrides)
     for key, value in flatten(config).items():
         fact = key.startswith(("model.", "patches.", "frontend.", "tokenizer.vocab_size"))
-        if not fact or key.rpartition(".")[2] in _CHOICES or before.get(key) in (None, value):
+        if (
+            not fact
+            or key.startswith(format.choices)
+            or key.rpartition(".")[2] in _CHOICES
+            or before.get(key) in (None, value)
+        ):
             continue
         raise UserError(
             f"config.{key}={value!r} contradicts {checkpoint.path}, which has {before[key]!r}"
