@@ -53,6 +53,7 @@ def base() -> ConfigDict:
     c.masking.budget = 0  # patches a clip takes part with in training; 0: all
     c.masking.time_ratio = 0.0  # share of time columns dropped, kind "random_2d"
     c.masking.freq_ratio = 0.0  # share of frequency rows dropped, kind "random_2d"
+    c.masking.views = 1  # masks drawn for each clip; FLAP contrasts each with the caption
     # Every field of alm_jax.audio.augment.AugmentConfig, documented there; all off.
     c.augment = ConfigDict(dataclasses.asdict(AugmentConfig()))
 
