@@ -20,9 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = ("alm_jax", "input_pipeline")
 # Declared, yet imported by none of our files: why it is declared all the same.
-NOT_IMPORTED: dict[str, str] = {
-    "array-record": "tensorflow-datasets and grain read and write through it",
-}
+NOT_IMPORTED: dict[str, str] = {}
 
 
 def _normalise(name: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from input_pipeline.sources import open_source
 from input_pipeline.text import Tokenizer
 
 WORDS = ["dog", "cat", "violin", "door", "bell", "engine", "rain", "frog", "drum", "whistle"]
@@ -96,3 +97,15 @@ def write() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def make_example() -> Callable[..., dict[str, Any]]:
     return example
+
+
+@pytest.fixture(scope="session")
+def sounds(tiny_dataset: Path) -> list[np.ndarray]:
+    """Twelve different recordings, int16 [S] at 16 kHz, 0.3 to 2 s."""
+    found: dict[bytes, np.ndarray] = {}
+    for clip in open_source(tiny_dataset, "train"):
+        if ".sf2#" not in clip["id"] and 4800 <= len(clip["audio"]) <= 32000:
+            found.setdefault(clip["audio"].tobytes(), clip["audio"])
+        if len(found) == 12:
+            return list(found.values())
+    raise AssertionError("the tiny tier has changed")

@@ -1,0 +1,151 @@
+"""Rows -> examples: decoding, resampling, cleaning. Pure functions that any engine can map."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline import audio_files, cleaning
+from input_pipeline.audio_files import AudioError
+from input_pipeline.cleaning import Limits, Rejected
+from input_pipeline.formats.rows import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How rows become examples.
+
+    Attributes:
+      sample_rate: of the PCM, Hz.
+      limits: what a clip must be like.
+      label_caption: caption of a clip that has labels only, with {} for the labels; "" for none.
+      split: all go into this split; "": into their own, or by the next two.
+      validation: share of rows without a split that goes into `validation`.
+      test: share that goes into `test`.
+      published: the corpus' own held-out splits are to stay whole: there only clips that cannot be
+        decoded or described are rejected, so that the number of clips stays that of others.
+    """
+
+    sample_rate: int = audio_files.SAMPLE_RATE
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    label_caption: str = "the sound of {}"
+    split: str = ""
+    validation: float = 0.1
+    test: float = 0.1
+    published: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """What is written of a clip, but for its features' encoding.
+
+    Attributes:
+      split: where it goes.
+      digest: hash of its PCM.
+      features: name -> value, see `shards.FEATURES`.
+    """
+
+    split: str
+    digest: str
+    features: dict[str, object]
+
+
+def split_of(row: Row, settings: Settings) -> str:
+    """The split of a row: the person's, its own, or by a hash of its group."""
+    if settings.split or row.split:
+        return settings.split or row.split
+    # The rule of OpenSounds, so that a clip's side does not depend on the others.
+    bucket = zlib.crc32(f"v1|{row.group or row.id}".encode()) % 1000 / 1000
+    if bucket < settings.test:
+        return "test"
+    return "validation" if bucket < settings.test + settings.validation else "train"
+
+
+def stays_whole(split: str, settings: Settings) -> bool:
+    """Whether a split is a published evaluation, which loses no clip for its quality."""
+    return settings.published and not settings.split and split in ("validation", "test")
+
+
+def label_text(labels: Iterable[str]) -> str:
+    """Labels as words: `Car_passing_by`, `Wind` -> `car passing by and wind`."""
+    words = [" ".join(label.replace("_", " ").split()).lower() for label in labels]
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def examples(rows: Iterable[Row], settings: Settings) -> Iterator[Example | Rejected]:
+    """Turns rows into examples, one at a time, in order.
+
+    Args:
+      rows: of any adapter.
+      settings: how.
+
+    Yields:
+      An example, or why there is none; duplicates are found later, over all rows.
+    """
+    for row in rows:
+        split = split_of(row, settings)
+        outcome = _example(row, split, settings)
+        if isinstance(outcome, Example):
+            yield outcome
+        else:
+            reason, detail = outcome
+            yield Rejected(row.id, reason, detail, row.where, split)
+
+
+def _example(row: Row, split: str, settings: Settings) -> Example | tuple[str, str]:
+    if row.audio is None:
+        return "missing", row.problem or "no audio"
+    captions, kind = cleaning.clean_captions(row.captions), row.caption_kind
+    if not captions and row.labels and settings.label_caption:
+        captions, kind = (settings.label_caption.replace("{}", label_text(row.labels)),), "labels"
+    if not captions and settings.limits.needs_caption:
+        return "no_caption", "no caption" + (" but an empty one" if row.captions else "")
+    pcm = _decode(row, split, settings)
+    if not isinstance(pcm, np.ndarray):
+        return pcm
+    if not stays_whole(split, settings) and (
+        problem := cleaning.check_pcm(pcm, settings.sample_rate, settings.limits)
+    ):
+        return problem
+    return Example(
+        split,
+        cleaning.pcm_digest(pcm),
+        {
+            "audio": pcm,
+            "text": list(captions),
+            "id": row.id,
+            "source": row.source,
+            "licence": row.licence,
+            "labels": list(row.labels),
+            "fold": row.fold,
+            "group": row.group or row.id,
+            "caption_kind": kind,
+        },
+    )
+
+
+def _decode(row: Row, split: str, settings: Settings) -> np.ndarray | tuple[str, str]:
+    """The clip's PCM int16 [S], or why there is none."""
+    # Decoded only as far as decides that it is too long: a file of 10 hours is no burden.
+    longest = None if stays_whole(split, settings) else settings.limits.max_seconds + 1
+    if row.end is not None:
+        if row.end <= row.start:
+            return "bad_span", f"it ends at {row.end:g} s and begins at {row.start:g} s"
+        longest = min(longest or row.end, row.end - row.start)
+    assert row.audio is not None
+    name = str(row.audio) if isinstance(row.audio, Path) else row.where or row.id
+    try:
+        audio = audio_files.read_audio(
+            row.audio,
+            sample_rate=settings.sample_rate,
+            max_seconds=longest,
+            start_seconds=row.start,
+            name=name,
+        )
+    except AudioError as error:
+        return error.reason, error.detail
+    return audio_files.to_int16(audio)
