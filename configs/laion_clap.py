@@ -1,8 +1,9 @@
 """LAION-CLAP: HTSAT-tiny and RoBERTa-base, contrastive, 48 kHz.
 
+    alm import --format=htsat --checkpoint=HTSAT.ckpt --output=runs/htsat
     alm import --format=roberta --checkpoint=roberta-base --output=runs/roberta
     alm train --config=laion_clap --workdir=DIR --config.data.dir=DATA \
-        --config.init_from.workdir=runs/roberta --config.init_from.parts=text,text_pool
+        --config.init_from.workdir=runs/htsat,runs/roberta
 
 Argument "fusion": clips longer than 10 s have four views (`aff_2d`) and another mel filter bank, as
 the released fused models do. The published runs start from an HTSAT trained on AudioSet at 48 kHz
@@ -40,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     audio = htsat(96, (2, 2, 6, 2), (4, 8, 16, 32), drop_path=0.1, remat="full")
     if fused:
         audio.fusion = "aff_2d"
+        c.init_from.skip = (r"^audio\.(fusion|excerpt_embed)",)  # which no HTSAT has
         c.data.max_seconds = 30.0  # project choice: the official loader reads whole files
         c.eval.bucket_seconds = (10.0, 30.0)
     text = transformer(768, 12, 12, norm="post", eps=1e-5, dropout=0.1, init="bert", remat="dots")
@@ -63,6 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.objectives.contrastive = contrastive(reduction="mean", max_logit_scale=100.0)
     c.tokenizer.path = ""  # the published models have RoBERTa's tokenizer.json
     c.tokenizer.vocab_size = 50_265
+    c.init_from.parts = ("audio", "text", "text_pool")
     c.optim.lr = 1e-4
     c.optim.b1 = 0.9
     c.optim.b2 = 0.999

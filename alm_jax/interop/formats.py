@@ -14,6 +14,7 @@ MODULES = {
     "cacophony": "alm_jax.interop.cacophony:FORMAT",
     "laion_clap": "alm_jax.interop.laion_clap:FORMAT",
     "hf_clap": "alm_jax.interop.hf_clap:FORMAT",
+    "htsat": "alm_jax.interop.htsat:FORMAT",
     "roberta": "alm_jax.interop.huggingface_text:ROBERTA",
     "bert": "alm_jax.interop.huggingface_text:BERT",
     "vit": "alm_jax.interop.huggingface_vit:FORMAT",

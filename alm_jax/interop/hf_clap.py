@@ -6,7 +6,9 @@ out have the defaults of `configuration_clap.py`, which are not those of the off
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,8 +56,7 @@ def _configure(checkpoint: Checkpoint) -> ConfigDict:
     model.audio.picture = int(audio_config.get("spec_size", model.audio.picture))
     model.audio.eps = float(audio_config.get("layer_norm_eps", model.audio.eps))
     model.audio.drop_path = float(audio_config.get("drop_path_rate", 0.0))
-    mels = checkpoint.shape(f"{_AUDIO}batch_norm.weight")[0]
-    config.frontend.num_mels = config.patches.freq = mels
+    _frontend(config, checkpoint, fused)
     told = tuple(audio_config.get("num_attention_heads", model.audio.heads))
     if told != model.audio.heads:
         raise UserError(
@@ -72,6 +73,53 @@ def _configure(checkpoint: Checkpoint) -> ConfigDict:
     text.position_offset = int(text_config.get("pad_token_id", 1)) + 1
     model.embed_dim = checkpoint.shape("audio_projection.linear2.weight")[0]
     return config
+
+
+def _frontend(config: ConfigDict, checkpoint: Checkpoint, fused: bool) -> None:
+    """The front end of the folder's feature extractor; the official one where there is none."""
+    frontend = config.frontend
+    mels = checkpoint.shape(f"{_AUDIO}batch_norm.weight")[0]
+    frontend.num_mels = config.patches.freq = mels
+    given = _extractor(checkpoint.path)
+    wanted = {
+        "truncation": "fusion" if fused else "rand_trunc",
+        "padding": "repeatpad",
+        "feature_size": mels,
+    }
+    for field, only in wanted.items():
+        if given.get(field, only) != only:
+            raise UserError(
+                f"{checkpoint.path}: the feature extractor has {field}={given[field]!r}, but with"
+                f" these tensors only {only!r} can be imported"
+            )
+    fft = int(given.get("fft_window_size", frontend.fft_length))
+    rate = int(given.get("sampling_rate", frontend.sample_rate))
+    seconds = float(given.get("max_length_s", 10.0))
+    frontend.update(
+        sample_rate=rate,
+        window_length=fft,
+        fft_length=fft,
+        hop_length=int(given.get("hop_length", frontend.hop_length)),
+        fmin=float(given.get("frequency_min", frontend.fmin)),
+        fmax=float(given.get("frequency_max", frontend.fmax)),
+        repeat_to_samples=round(seconds * rate),
+    )
+    config.data.sample_rate = rate
+    config.model.audio.chunk_frames = frontend.repeat_to_samples // frontend.hop_length + 1
+    if not fused:
+        config.data.max_seconds = seconds
+        config.eval.bucket_seconds = (seconds,)
+
+
+def _extractor(path: Path) -> Mapping[str, Any]:
+    """Fields of ClapFeatureExtractor in a folder, {} where it has none."""
+    file = path / "preprocessor_config.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    file = path / "processor_config.json"  # transformers 5
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8")).get("feature_extractor") or {}
+    return {}
 
 
 def _links(config: ConfigDict) -> Links:

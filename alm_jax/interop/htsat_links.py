@@ -7,6 +7,7 @@ Face `modeling_clap.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -29,6 +30,7 @@ from alm_jax.interop.links import (
 )
 from alm_jax.models.htsat import LOCAL_PATCH, HtsatConfig
 from alm_jax.models.swin import relative_index
+from alm_jax.models.windows import WindowGrid
 
 ANYTHING = 1e30  # tolerance of a value that is computed for a new model, whatever a file holds
 # A convolution of 1 x 1 is a linear layer: [outputs, inputs, 1, 1] <-> [inputs, outputs].
@@ -138,6 +140,29 @@ def htsat_links(prefix: str, ours: str, config: HtsatConfig, names: Names) -> Li
             side //= 2
     links += torch_norm(f"{prefix}norm", f"{ours}.norm")
     return links
+
+
+def moved_masks(prefix: str, config: HtsatConfig) -> Links:
+    """The official code's constants of moved windows: what is added to their logits.
+
+    Where one window spans the grid, none moves and the blocks have no such table.
+    """
+    links: Links = []
+    side = config.picture // config.patch
+    for stage, depth in enumerate(config.depths):
+        if side > config.window:
+            for block in range(1, depth, 2):
+                name = f"{prefix}layers.{stage}.blocks.{block}.attn_mask"
+                links.append(Buffer(name, functools.partial(_moved, side, config.window)))
+        side //= 2
+    return links
+
+
+def _moved(side: int, window: int) -> np.ndarray:
+    """[windows, K, K] of a square grid."""
+    grid = WindowGrid(side, side, (window, window), (window // 2, window // 2))
+    bias = grid.moved_bias  # [groups along the second axis, windows along the first, K, K]
+    return bias.swapaxes(0, 1).reshape(-1, *bias.shape[2:])
 
 
 def batch_norm(official: str, ours: str) -> Iterator[Link | Buffer]:

@@ -16,11 +16,16 @@ from alm_jax.audio.frontend import FLAVOURS
 from alm_jax.audio.mel import mel_filter_bank
 from alm_jax.errors import UserError
 from alm_jax.interop.clap_text import text_links, text_sizes
-from alm_jax.interop.htsat_links import ANYTHING, OFFICIAL, htsat_links, htsat_sizes
+from alm_jax.interop.htsat_links import (
+    ANYTHING,
+    OFFICIAL,
+    htsat_links,
+    htsat_sizes,
+    moved_masks,
+)
 from alm_jax.interop.importing import Checkpoint, Format, shipped_config
 from alm_jax.interop.links import Buffer, Links, table, torch_linear
 from alm_jax.models.htsat import HtsatConfig
-from alm_jax.models.windows import WindowGrid
 
 _AUDIO, _TEXT = "audio_branch.", "text_branch."
 _UNUSED = (
@@ -59,14 +64,7 @@ def _links(config: ConfigDict) -> Links:
     links.append(unused_scale())
     links += [Buffer(name) for name in _UNUSED]
     links.append(Buffer(f"{_TEXT}embeddings.position_ids", required=False))
-    grid = audio.picture // audio.patch
-    for stage, depth in enumerate(audio.depths):
-        # Where one window spans the grid, none moves and the official blocks have no mask.
-        if grid > audio.window:
-            for block in range(1, depth, 2):
-                name = f"{_AUDIO}layers.{stage}.blocks.{block}.attn_mask"
-                links.append(Buffer(name, lambda s=grid: _moved(s, audio.window)))  # type: ignore[misc]
-        grid //= 2
+    links += moved_masks(_AUDIO, audio)
     return links + _frontend()
 
 
@@ -74,13 +72,6 @@ def unused_scale() -> Buffer:
     """The second logit scale: no loss reads it, so that it stays at its first value."""
     first = np.asarray(math.log(1 / 0.07), np.float32)
     return Buffer("logit_scale_t", lambda: first, tolerance=ANYTHING)
-
-
-def _moved(side: int, window: int) -> np.ndarray:
-    """[windows, K, K] what is added to the logits of moved windows."""
-    grid = WindowGrid(side, side, (window, window), (window // 2, window // 2))
-    bias = grid.moved_bias  # [groups along the second axis, windows along the first, K, K]
-    return bias.swapaxes(0, 1).reshape(-1, *bias.shape[2:])
 
 
 def _frontend() -> Links:

@@ -26,11 +26,9 @@ from alm_jax.config import load_config
 from alm_jax.errors import UserError
 from alm_jax.evaluators.ranking import Positives, rank_positives, unit_grid
 from alm_jax.inference import Inference
-from alm_jax.interop import hf_clap, laion_clap
-from alm_jax.interop.htsat_links import OFFICIAL, htsat_links
+from alm_jax.interop import hf_clap, htsat, laion_clap
 from alm_jax.interop.importing import from_alm, in_memory, to_alm, vocab_size
 from alm_jax.models.audio_text import normalize
-from alm_jax.models.htsat import HtsatConfig
 from alm_jax.models.towers import build_tower, tower_config, tower_patches
 from alm_jax.objectives.contrastive import info_nce
 from alm_jax.train_state import model_graph
@@ -212,19 +210,8 @@ def test_htsat_at_32_khz():
         )
     )
     tree = {name: torch_weight(name, tuple(shape)) for name, shape in parameters(case)}
-    flat = {}
-    for link in htsat_links("", "", HtsatConfig(), OFFICIAL):
-        if link.official not in tree:
-            continue
-        for slot, part in zip(link.slots, link.parts(tree.pop(link.official)), strict=True):
-            name = slot.name.lstrip(".")
-            flat.setdefault(name, []).append(part)
-    assert {name.split(".")[0] for name in tree} == {"tscam_conv", "head"}
-    params = nnx.traversals.unflatten_mapping(
-        {
-            tuple(name.split(".")): np.stack(parts) if "blocks" in name else parts[0]
-            for name, parts in flat.items()
-        }
+    found = to_alm(
+        htsat.FORMAT, in_memory({f"sed_model.{name}": value for name, value in tree.items()})
     )
     waves = np.stack([waveform(32_000, 10.0, 200 + i) for i in range(2)]).astype(np.float32) / 32768
     frontend = LogMelConfig(**config.frontend)
@@ -237,7 +224,7 @@ def test_htsat_at_32_khz():
         first = tower.merge0(tower.stage0(x, None, jnp.zeros(2)))
         return x, first, tower(patches)
 
-    embedded, first, states = run(params, waves)
+    embedded, first, states = run(found.params["audio"], waves)
     of_patches, of_first, of_pool = golden(case, "patch_embed", "layer0", "latent_output")
     embedded = np.asarray(embedded).reshape(2, 4096, 96)[:, ::128, ::2]
     np.testing.assert_allclose(embedded, of_patches, atol=2e-4)  # of float32 noise in the dB
@@ -245,6 +232,7 @@ def test_htsat_at_32_khz():
         np.asarray(first).reshape(2, 1024, 192)[:, ::64, ::8], of_first, atol=POOLED
     )
     np.testing.assert_allclose(states.mean(axis=1), of_pool, atol=POOLED)
+    identical(htsat.FORMAT, found, tree)
 
 
 def test_repeated_clip():

@@ -4,6 +4,10 @@ Both run in float32 from the same random weights at a small size; tolerances are
 the order of summation changes.
 """
 
+import dataclasses
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +15,17 @@ import pytest
 from flax import nnx
 
 from alm_jax.audio.patches import Patches
+from alm_jax.config import load_config
+from alm_jax.errors import UserError
+from alm_jax.inference import Inference
+from alm_jax.interop import hf_clap
+from alm_jax.interop.checkpoint_files import open_checkpoint
 from alm_jax.interop.hf_clap import FORMAT
 from alm_jax.interop.importing import from_alm, in_memory, to_alm, vocab_size
 from alm_jax.train_state import join, model_graph
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
+from rule import waveform
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -139,6 +151,46 @@ def test_outputs_gradients_and_statistics(both, training):
         if "running_" in name:
             np.testing.assert_allclose(moved[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
             assert training == (not np.array_equal(value, official[name])), name
+
+
+def test_from_the_wave(tmp_path):
+    """A folder from the hub would embed a file otherwise than transformers' processor and model."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "spec_size": 256, "num_mel_bins": 64, "window_size": 8}
+    config = transformers.ClapConfig(audio_config=sizes, text_config=TEXT, projection_dim=8)
+    model = transformers.ClapModel(config).eval()
+    model.audio_model.audio_encoder.batch_norm.running_mean.sub_(40.0)
+    model.audio_model.audio_encoder.batch_norm.running_var.mul_(300.0)
+    extractor = transformers.ClapFeatureExtractor(
+        truncation="rand_trunc", frequency_min=50, frequency_max=14_000
+    )
+    model.save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    clips = [waveform(48_000, seconds, 7).astype(np.float32) / 32768 for seconds in (3.3, 10.0)]
+    features = extractor(clips, sampling_rate=48_000, return_tensors="pt")["input_features"]
+    with torch.no_grad():
+        want = model.get_audio_features(input_features=features.float())
+    want = getattr(want, "pooler_output", want)
+    found = to_alm(FORMAT, open_checkpoint(tmp_path))
+    graph, _ = model_graph(found.config, vocab_size(found.config))
+    audio = np.zeros((2, 480_000), np.float32)
+    for row, clip in enumerate(clips):
+        audio[row, : len(clip)] = clip
+    embed = Inference(found.config, graph).embed_audio
+    ours = embed(found.params, audio, np.array([len(clip) for clip in clips]))
+    want = want / want.norm(dim=1, keepdim=True)
+    # The front ends are 1e-3 dB apart in near-silent bins, a ten-thousandth of their spread.
+    np.testing.assert_allclose(ours, want, atol=2e-5)
+
+
+def test_other_front_ends_are_refused(tmp_path):
+    """Sounds would reach the model padded otherwise than it was trained on."""
+    (tmp_path / "preprocessor_config.json").write_text('{"padding": "pad"}')
+    names = {"audio_model.audio_encoder.batch_norm.weight": np.zeros(64)}
+    checkpoint = dataclasses.replace(in_memory(names), path=tmp_path)
+    config = load_config("laion_clap").copy_and_resolve_references().unlock()
+    with pytest.raises(UserError, match=r"padding='pad'.*'repeatpad'"):
+        hf_clap._frontend(config, checkpoint, fused=False)
 
 
 def test_tables_of_the_constructor_are_checked(both):
