@@ -46,7 +46,7 @@ class Example:
     Attributes:
       split: where it goes.
       digest: hash of its PCM.
-      features: name -> value, see `shards.FEATURES`.
+      features: name -> value, see `parts.FEATURES`.
     """
 
     split: str

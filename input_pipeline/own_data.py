@@ -1,7 +1,7 @@
 """A person's data, or a published corpus on disk -> a TFDS dataset: the whole of `prepare --input`.
 
 One clip after the other is decoded, in parts of a few hundred; a finished part is kept, so that a
-build that was stopped goes on where it was (`shards`).
+build that was stopped goes on where it was (`parts`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from input_pipeline.formats import Format, FormatError, Options, Row, choose_for
 from input_pipeline.formats.rows import merge_captions
 
 if TYPE_CHECKING:
-    from input_pipeline.shards import Done, Part
+    from input_pipeline.parts import Done, Part
 
 REPORT, REJECTED = "prepare_report.json", "rejected.jsonl"
 # Ten seconds at 16 kHz are 320 kB: a shard of about 160 MB.
@@ -72,9 +72,10 @@ def prepare_own(
     settings = dataclasses.replace(settings, published=chosen.published)
     _say(f"{root}: format {chosen.name} ({chosen.title}), because {why}")
     # Here, not at the top: --help and messages about the input come without TFDS.
-    from input_pipeline import shards
+    from input_pipeline import assemble
+    from input_pipeline.parts import VERSION
 
-    final = output / shards.VERSION
+    final = output / VERSION
     output.mkdir(parents=True, exist_ok=True)
     with _locked(output):
         parts, absent, rows = _plan(chosen, root, options, settings)
@@ -85,7 +86,7 @@ def prepare_own(
         work = output / ".work"
         done = list(_run(parts, settings, work, workers))
         rows += sum(part.rows for part in done if part.rows) - sum(len(p.rows) for p in parts)
-        duplicates = shards.find_duplicates(done, settings)
+        duplicates = assemble.find_duplicates(done, settings)
         bad = [item for part in done for item in part.rejected] + duplicates.rejected
         expected = [] if chosen.partial else absent
         _write_rejected(work / REJECTED, absent + bad)
@@ -97,9 +98,9 @@ def prepare_own(
             )
         if not any(part.clips for part in done):
             raise UserError(f"{root}: not one clip is left\n{_first(absent + bad)}")
-        whole = work / shards.VERSION
+        whole = work / VERSION
         shutil.rmtree(whole, ignore_errors=True)
-        summary = shards.assemble(
+        summary = assemble.assemble(
             done,
             duplicates,
             _name(output),
@@ -136,7 +137,7 @@ def _plan(
     chosen: Format, root: Path, options: Options, settings: Settings
 ) -> tuple[list[Part], list[Rejected], int]:
     """The parts of an input, the rows whose audio is not there, and how many rows are known."""
-    from input_pipeline.shards import Part
+    from input_pipeline.parts import Part
 
     if chosen.rows is None:
         assert chosen.files is not None
@@ -181,7 +182,7 @@ def _plan(
 
 def _run(parts: list[Part], settings: Settings, work: Path, workers: int) -> Iterator[Done]:
     """Makes the parts, on `workers` processes, and yields them in order."""
-    from input_pipeline.shards import write_part
+    from input_pipeline.parts import write_part
 
     with tqdm(total=len(parts), desc="preparing", unit="part", disable=None) as progress:
         if workers == 0 or len(parts) == 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alm_jax.errors import did_you_mean
 from input_pipeline.audio_files import find_audio_files
-from input_pipeline.formats import corpora, youtube
+from input_pipeline.formats import corpora, youtube_captions, youtube_labels
 from input_pipeline.formats.huggingface import HUGGINGFACE
 from input_pipeline.formats.own_table import AUDIO, TABLE
 from input_pipeline.formats.rows import Format, FormatError, Options, Row
@@ -17,7 +17,10 @@ __all__ = ["FORMATS", "Format", "FormatError", "Options", "Row", "choose_format"
 # The order in which they are tried: the particular before the general.
 FORMATS: dict[str, Format] = {
     layout.name: layout
-    for layout in (*corpora.FORMATS, *youtube.FORMATS, WEBDATASET, HUGGINGFACE, TABLE, AUDIO)
+    for layout in (
+        *(*corpora.FORMATS, *youtube_labels.FORMATS, *youtube_captions.FORMATS),
+        *(WEBDATASET, HUGGINGFACE, TABLE, AUDIO),
+    )
 }
 
 

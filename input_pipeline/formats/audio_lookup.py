@@ -13,6 +13,8 @@ from input_pipeline.formats.rows import FormatError
 # Video containers and AAC, which libsndfile does not decode: their names still have a stem.
 _OTHER_SUFFIXES = frozenset((".mp4", ".m4a", ".webm", ".mkv", ".aac"))
 
+VIDEO_ID = 11  # characters of a YouTube id
+
 
 def stem_of(name: str) -> str:
     """A file's base name without an audio suffix (`1.5 bar.wav` -> `1.5 bar`, `v1.5` stays)."""
@@ -80,6 +82,20 @@ class AudioFiles:
                 return found[0]
         return None
 
+    def starting_with(self, name: str) -> Path | None:
+        """The one file called `NAME_...` or `YNAME_...`, for names of YouTube's length.
+
+        Raises:
+          FormatError: several files are.
+        """
+        stems = self._by_video.get(name, [])
+        if len(stems) > 1:
+            raise FormatError(
+                f"{name!r} fits the files {stems[0]!r} and {stems[1]!r}, and the table does not say"
+                " where in the video the clip begins"
+            )
+        return self.with_stem(stems)
+
     def why_missing(self, name: str) -> str:
         """A sentence for a name that is not there, with the closest one that is."""
         near = closest(stem_of(name), self._by_stem, limit=1) if len(self._by_stem) < 5000 else []
@@ -90,6 +106,15 @@ class AudioFiles:
     def count(self) -> int:
         """How many audio files there are."""
         return sum(map(len, self._by_stem.values()))
+
+    @cached_property
+    def _by_video(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for stem in self._by_stem:
+            for start in (0, 1) if stem.startswith("Y") else (0,):
+                if stem[start + VIDEO_ID :][:1] == "_":
+                    found.setdefault(stem[start : start + VIDEO_ID], []).append(stem)
+        return found
 
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:

@@ -289,7 +289,7 @@ def audiosetcaps(root: Path, sounds: Sounds) -> dict[str, Expected]:
     found = {}
     for number, (table, clip, clip_id, file) in enumerate(
         (
-            ("AudioSetCaps_caption", "Y---1_cCGK4M", "---1_cCGK4M", "Y---1_cCGK4M.wav"),
+            ("AudioSetCaps_caption", "Y---1_cCGK4M", "---1_cCGK4M", "Y---1_cCGK4M_0_10000.wav"),
             (
                 "VGGSound_AudioSetCaps_caption",
                 "OxPnZzn1_L8_000883",
