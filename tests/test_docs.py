@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ def test_command(command: str, folder: Path, tiny_packages: Path, monkeypatch) -
     if words[0] == "make":
         # What the targets do is tested by running them: CI and tests/e2e.
         subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        return
+    if words[:3] == ["python", "-m", "launch"]:
+        # From a checkout; what it prints is compared with goldens in tests/launch.
+        assert "--dry-run" in words, f"{command!r} would need the cloud"
+        subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=True, capture_output=True)
         return
     assert words[0] == "alm", f"no way to test {command!r}"
     if words[1] == "train":
