@@ -12,7 +12,7 @@ PACKAGES ?=
 # More arguments for `alm quickstart`.
 ARGS ?=
 # What pip installs with the project; add `cuda` or `tpu` for JAX on an accelerator.
-EXTRAS ?= torch,app,import,dev
+EXTRAS ?= torch,hf,onnx,app,import,dev
 # PyTorch only checks and runs the exported model, so a CPU build is enough. On Linux the plain
 # release is the CUDA build, several GB; to get the CPU one, name PyTorch's CPU index to pip itself,
 # once: `pip config set global.extra-index-url URL`, or PIP_EXTRA_INDEX_URL in the environment. The
