@@ -69,7 +69,7 @@ install: $(INSTALLED) ## only the virtual environment
 $(INSTALLED): pyproject.toml | $(PY)
 	@echo "==> Installing $(TORCH) (about 200 MB as a CPU build; the Makefile tells how to get one)"
 	@$(PY) -m pip install -q '$(TORCH)'
-	@echo "==> Installing alm_jax[$(EXTRAS)] and what it needs (about 500 MB, one to three minutes)"
+	@echo "==> Installing alm_jax[$(EXTRAS)] and what it needs (about 750 MB, one to three minutes)"
 	@$(PY) -m pip install -q -e '.[$(EXTRAS)]'
 	@touch $@
 

@@ -94,9 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--format",
-        choices=["torch", "official"],
+        choices=["torch", "hf", "onnx", "official"],
         default="torch",
-        help="torch: one file of PyTorch; official: the file that an imported model came from (default: %(default)s)",
+        help="torch: one file of PyTorch; hf: for transformers; onnx: audio and text encoder; "
+        "official: the file that an imported model came from (default: %(default)s)",
     )
     parser.add_argument(
         "--official", metavar="NAME", default="", help="a format of `alm import`, if not that one"

@@ -32,6 +32,7 @@ COLLAPSED = (
     0.99  # mean cosine between different clips, or captions, from which nothing is told apart
 )
 ROWS = 4  # clips in a comparison: few, since caption logits [B, L, V] of a large model are big
+_FLOOR = 8 / 32767  # -72 dB of full scale
 # Of the patches of a clip, every fifth is visible to the masked autoencoder's decoder.
 _VISIBLE_EVERY = 5
 # For models whose own captions are not at hand: short and long, several scripts, none at all.
@@ -79,12 +80,17 @@ class ParityReport:
         )
 
 
-def synthetic_clips(sample_rate: int, max_samples: int) -> list[np.ndarray]:
+def synthetic_clips(sample_rate: int, max_samples: int, shortest: int = 1) -> list[np.ndarray]:
     """Eight waves int16 [S] that need no licence: noise, chirp, tones, clicks, silence, one sample.
+
+    All but silence have a floor of faint noise, as recordings do: bands 110 dB below a pure tone
+    hold float32 rounding, which a logarithm without one would make the most of.
 
     Args:
       sample_rate: Hz.
       max_samples: S of the longest.
+      shortest: S of the shortest; more than one sample for front ends that repeat short clips,
+        since a repeated sample is a constant, whose other bands are nothing but rounding.
     """
     rng = np.random.default_rng(0)
     seconds = np.arange(max_samples) / sample_rate
@@ -98,16 +104,18 @@ def synthetic_clips(sample_rate: int, max_samples: int) -> list[np.ndarray]:
         (0.2 * rng.standard_normal(max_samples), 1.0),
         (0.5 * np.sin(2 * np.pi * sweep), 0.61),
         (0.3 * harmonics * np.exp(-3 * seconds), 0.37),
-        (np.full(max_samples, 0.25), 0.0),  # one sample
+        (np.full(max_samples, 0.25), 0.0),  # the shortest
         (clicks, 0.83),
         (0.001 * np.sin(2 * np.pi * 1000 * seconds), 0.5),
         (np.cumsum(rng.standard_normal(max_samples)) / np.sqrt(10.0 * max_samples), 0.071),
         (np.zeros(max_samples), 0.2),
     ]
-    return [
-        np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)[: max(1, round(share * max_samples))]
-        for wave, share in waves
-    ]
+    clips = []
+    for wave, share in waves:
+        floor = _FLOOR * rng.standard_normal(max_samples) * bool(np.any(wave))
+        pcm = np.rint(np.clip(wave + floor, -1, 1) * 32767).astype(np.int16)
+        clips.append(pcm[: max(shortest, round(share * max_samples))])
+    return clips
 
 
 class Reference:
@@ -233,7 +241,9 @@ def check(
         collapsed.
     """
     given = [clip[: reference.samples] for clip in clips or ()]
-    made = synthetic_clips(reference.frontend.sample_rate, reference.samples)
+    frontend = reference.frontend
+    shortest = frontend.hop_length if frontend.repeat_to_samples else 1
+    made = synthetic_clips(frontend.sample_rate, reference.samples, shortest)
     made = made[:ROWS] if len(given) > 1 else made
     told = list(dict.fromkeys(captions or ()))
     invented = SENTENCES[:ROWS] if len(told) > 1 else SENTENCES

@@ -23,7 +23,7 @@ class AttentionPooler(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query.expand(len(x), 1, -1), self.key(x), self.value(x))
+            for part in (self.query.expand(x.shape[0], 1, -1), self.key(x), self.value(x))
         )
         mask = mask[:, None, None, :]
         return self.out(functional.scaled_dot_product_attention(q, k, v, mask).flatten(1))

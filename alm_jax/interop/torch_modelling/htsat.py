@@ -201,4 +201,4 @@ class Htsat(nn.Module):
 
     def state_mask(self, patches: Patches) -> Tensor:
         """[B, N'] bool, all True: the picture is full whatever the clip's length."""
-        return patches.mask.new_ones(len(patches.mask), self.side**2)
+        return patches.mask.new_ones(patches.mask.shape[0], self.side**2)

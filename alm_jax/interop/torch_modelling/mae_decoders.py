@@ -51,7 +51,7 @@ class VitDecoder(nn.Module):
         mask = torch.cat([visible.mask, dropped.mask], 1)
         if hidden.shape[1] > places.shape[1]:
             place = self.positions.of_class_token().to(hidden.device)
-            places = torch.cat([place.expand(len(places), 1, -1), places], 1)
+            places = torch.cat([place.expand(places.shape[0], 1, -1), places], 1)
             mask = with_class_token(mask, real=True)
         tokens = self.mask_token + self.positions(dropped.time, dropped.freq)
         x = self.transformer(torch.cat([self.embed(hidden) + places, tokens], 1), mask)

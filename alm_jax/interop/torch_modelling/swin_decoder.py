@@ -93,7 +93,7 @@ class SwinDecoder(nn.Module):
         states = self.embed(hidden[:, -visible.mask.shape[1] :])
         # Padding slots go into one more place, which is cut off.
         place = torch.where(visible.mask, visible.time * rows + visible.freq, places)
-        x = self.mask_token.expand(len(states), places + 1, -1)
+        x = self.mask_token.expand(states.shape[0], places + 1, -1)
         x = x.scatter(1, place[..., None].expand_as(states), states)[:, :places]
         every = torch.arange(places, device=x.device)
         x = (x + self.positions(every // rows, every % rows)).unflatten(1, (-1, rows))

@@ -36,7 +36,7 @@ class AudioViT(nn.Module):
         mask = patches.mask
         if self.class_token is not None:
             token = self.class_token + self.positions.of_class_token().to(x.device)
-            x = torch.cat([token.expand(len(x), 1, -1), x], 1)
+            x = torch.cat([token.expand(x.shape[0], 1, -1), x], 1)
             mask = with_class_token(mask, real=True)
         return self.norm(self.transformer(x, mask))
 
