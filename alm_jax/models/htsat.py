@@ -6,8 +6,8 @@ along frequency, and seen in patches of 4 x 4. Its states are the last grid, put
 time and frequency. With `fusion`, long clips have four views (`audio.fusion`), of which the three
 excerpts are joined with the whole by attentional feature fusion.
 
-Source: HTS-AT `model/htsat.py` (arXiv 2202.00874), LAION-CLAP `clap_module/htsat.py` and
-`feature_fusion.py` (arXiv 2211.06687), Hugging Face `modeling_clap.py`.
+Source: HTS-AT `model/htsat.py` (arXiv 2202.00874), LAION-CLAP `clap_module/htsat.py` (arXiv
+2211.06687), Hugging Face `modeling_clap.py`.
 Shapes: B batch, V views, T frames, F mel bins, N patches, N' states, D width, C channels.
 """
 
@@ -27,12 +27,12 @@ from alm_jax.audio.patches import Patches
 from alm_jax.audio.picture import fold, picture_patches, stretch
 from alm_jax.errors import UserError
 from alm_jax.models.batch_norm import BatchNorm
+from alm_jax.models.feature_fusion import AttentionalFusion
 from alm_jax.models.layers import layer_norm, linear
 from alm_jax.models.swin import PatchMerging, SwinStage, SwinStageConfig
 
 FUSIONS = ("none", "aff_2d")
 LOCAL_PATCH = (4, 12)  # rows and columns: three excerpts side by side are as wide as the whole
-AFF_REDUCTION = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,37 +161,6 @@ def _frames(values: jax.Array, time: jax.Array, mask: jax.Array) -> Patches:
         freq=jnp.zeros_like(time),
         mask=mask,
     )
-
-
-class AttentionalFusion(nnx.Module):
-    """AFF: x w + y (1 - w), doubled, where w looks at each place and at the whole picture."""
-
-    def __init__(self, channels: int, *, init: str, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.local = _Squeeze(channels, init=init, dtype=dtype, rngs=rngs)
-        self.whole = _Squeeze(channels, init=init, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: jax.Array, y: jax.Array, counts: jax.Array) -> jax.Array:
-        """Joins two pictures [B, H, W, C]; rows where counts [B] is False move no statistics."""
-        both = (x + y).astype(jnp.float32)
-        weight = counts.astype(jnp.float32)[:, None, None, None]
-        pooled = both.mean(axis=(1, 2), keepdims=True)
-        share = jax.nn.sigmoid(self.local(both, weight) + self.whole(pooled, weight))
-        return (2.0 * x * share + 2.0 * y * (1.0 - share)).astype(x.dtype)
-
-
-class _Squeeze(nnx.Module):
-    """Dense, batch norm, ReLU, Dense, batch norm: C -> C / 4 -> C."""
-
-    def __init__(self, channels: int, *, init: str, dtype: jnp.dtype, rngs: nnx.Rngs):
-        few, plain = channels // AFF_REDUCTION, (None, None)
-        self.down = linear(channels, few, plain, init=init, dtype=dtype, rngs=rngs)
-        self.down_norm = BatchNorm(few)
-        self.up = linear(few, channels, plain, init=init, dtype=dtype, rngs=rngs)
-        self.up_norm = BatchNorm(channels)
-
-    def __call__(self, x: jax.Array, weight: jax.Array) -> jax.Array:
-        x = jax.nn.relu(self.down_norm(self.down(x), weight))
-        return self.up_norm(self.up(x), weight)
 
 
 class Htsat(nnx.Module):
