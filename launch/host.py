@@ -13,6 +13,12 @@ from collections.abc import Sequence
 PORT = 8476  # of the coordinator, on the first host
 _ENVIRONMENT = ".venv"
 INSTALLED = f"{_ENVIRONMENT}/bin/alm"
+# Where a scheduler starts a job again only when it fails, a run that saved and stopped because its
+# machine goes away must not look finished.
+RESTARTED = {"ALM_PREEMPTED_STATUS": "75"}
+# Statuses after which to start again: a lost connection, that one, and JAX's end of a process whose
+# peer is dead. Not 2, an error that only the user can mend.
+RESTART_STATUSES = (1, 75, 134)
 _SYNC = {
     "gs": "gcloud storage rsync --recursive",
     "s3": "aws s3 sync",

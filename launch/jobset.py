@@ -68,18 +68,21 @@ def steps(args: argparse.Namespace, train: Sequence[str]) -> list[Step]:
         command=json.dumps(list(host.train(train))),
         port=host.PORT,
         limits=json.dumps({args.resource: args.per_host}),
-        # GKE itself tells TPU hosts their place.
-        environment="" if tpu else _environment(args.name, args.hosts),
+        environment=_environment(args.name, 0 if tpu else args.hosts),
     )
     path = f"{args.name}.yaml"
     return [File(path, text), Command(("kubectl", "apply", "--filename", path))]
 
 
 def _environment(name: str, hosts: int) -> str:
-    """What tells GPU hosts their place: JobSet names pods JOBSET-JOB-REPLICA-INDEX.JOBSET."""
+    """Variables of every host; GKE itself tells TPU hosts (0) their place."""
     lines = ["env:"]
-    first = f"{name}-hosts-0-0.{name}:{host.PORT}"
-    for variable, value in host.described(first, str(hosts), "").items():
+    variables = dict(host.RESTARTED)
+    if hosts:
+        # JobSet names pods JOBSET-JOB-REPLICA-INDEX.JOBSET.
+        first = f"{name}-hosts-0-0.{name}:{host.PORT}"
+        variables |= host.described(first, str(hosts), "")
+    for variable, value in variables.items():
         lines.append(f"- name: {variable}")
         if value:
             lines.append(f"  value: {json.dumps(value)}")

@@ -34,7 +34,10 @@ def steps(args: argparse.Namespace, train: Sequence[str]) -> list[Step]:
         "ALM_PROCESS_ID": '"$SKYPILOT_NODE_RANK"',
     }
     run = [f"export {name}={said[name]}" for name in variables]
+    if args.spot:
+        run += [f"export {name}={value}" for name, value in host.RESTARTED.items()]
     run.append(f"exec {shlex.join(host.train(train, host.INSTALLED))}")
+    recovery = {"recover_on_exit_codes": host.RESTART_STATUSES}
     lines = [
         f"name: {args.name}",
         "workdir: .",
@@ -42,6 +45,7 @@ def steps(args: argparse.Namespace, train: Sequence[str]) -> list[Step]:
         "resources:",
         f"  accelerators: {json.dumps(args.accelerators)}",
         f"  use_spot: {json.dumps(args.spot)}",
+        *([f"  job_recovery: {json.dumps(recovery)}"] if args.spot else []),
         "setup: |",
         *(f"  {line}" for line in ["set -e", *host.install(args), *host.fetch(args)]),
         "run: |",

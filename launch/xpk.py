@@ -35,6 +35,9 @@ def steps(args: argparse.Namespace, train: Sequence[str]) -> list[Step]:
         f"--num-slices={args.slices}",
         f"--docker-image={args.image}",
         f"--max-restarts={args.restarts}",
+        f"--restart-on-exit-codes={','.join(map(str, host.RESTART_STATUSES))}",
+        "--termination-grace-period-seconds=300",
+        *(f"--env={name}={value}" for name, value in host.RESTARTED.items()),
         # exec: SIGTERM goes to the process that saves.
         f"--command=exec {shlex.join(host.train(train))}",
     ]
