@@ -23,6 +23,13 @@ NOTE_TEMPLATES = ("{a} playing the note C3", "{a} playing the note C4", "{a} pla
 EFFECT_TEMPLATES = ("{}", "the sound of {a}", "{}, sound effect", "{}, music sample")
 
 
+def _first(value: Any) -> Any:
+    """The first of a list of texts (datasets of `alm prepare --input` have such), "" of none."""
+    if isinstance(value, tuple | np.ndarray):
+        return value[0] if len(value) else ""
+    return value
+
+
 @dataclasses.dataclass(frozen=True)
 class Clips:
     """A split without its audio.
@@ -34,7 +41,7 @@ class Clips:
       sample_rate: of its audio in Hz, None where the dataset does not say.
       examples: features of every clip.
       captions: the m distinct captions.
-      caption_of_clip: int [n].
+      caption_of_clip: int [n], or [n, most captions a clip] filled up with -1.
     """
 
     directory: str
@@ -65,21 +72,38 @@ class Clips:
         return len(self.examples)
 
     def column(self, name: str) -> np.ndarray:
-        """A text feature of every clip, str [n]; '' where the dataset does not have it."""
-        return np.asarray([example.get(name, "") for example in self.examples])
+        """A text feature of every clip, str [n]: of several texts the first, '' for none."""
+        return np.asarray([_first(example.get(name, "")) for example in self.examples])
+
+    def caption(self, row: int) -> str:
+        """The clip's caption; the first one where it has several."""
+        return _first(self.examples[row]["text"])
+
+    @functools.cached_property
+    def references(self) -> list[tuple[str, ...]]:
+        """All captions of every clip."""
+        texts = (example["text"] for example in self.examples)
+        return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
 
     def audio(self, rows: Iterable[int]) -> list[np.ndarray]:
         """PCM int16 [S] of some clips."""
         source = open_source(self.directory, self.split)
         return [source[int(row)]["audio"] for row in rows]
 
-    def audio_chunks(self, progress: str, size: int) -> Iterator[list[np.ndarray]]:
-        """Yields the PCM int16 [S] of all clips, `size` at a time, under a progress bar."""
-        with tqdm(total=len(self), desc=progress, unit="clip") as bar:
-            for first in range(0, len(self), size):
-                rows = range(first, min(first + size, len(self)))
-                yield self.audio(rows)
-                bar.update(len(rows))
+    def audio_chunks(
+        self, progress: str, size: int, rows: range | None = None
+    ) -> Iterator[list[np.ndarray]]:
+        """Yields the PCM int16 [S] of all clips or of `rows`, `size` at a time, with a bar.
+
+        Where several processes have a part each, the first one shows the bar of its own.
+        """
+        rows = range(len(self)) if rows is None else rows
+        hidden = len(rows) < len(self) and rows.start > 0
+        with tqdm(total=len(rows), desc=progress, unit="clip", disable=hidden) as bar:
+            for first in range(0, len(rows), size):
+                chunk = rows[first : first + size]
+                yield self.audio(chunk)
+                bar.update(len(chunk))
 
     @functools.cached_property
     def is_note(self) -> np.ndarray:

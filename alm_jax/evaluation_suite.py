@@ -131,11 +131,11 @@ def retrieval_results(
 def caption_results(generated: Sequence[str], clips: Clips) -> Results:
     """BLEU, ROUGE-L and CIDEr-D of one caption [n] a clip, on every subset of the split."""
     results: Results = {}
-    true = clips.column("text")
+    true = clips.references
     for suffix, (what, keep) in clips.subsets.items():
         rows = caption_metrics(
             [caption for caption, kept in zip(generated, keep, strict=True) if kept],
-            true[keep].tolist(),
+            [references for references, kept in zip(true, keep, strict=True) if kept],
             prefix=f"eval/captions{suffix}",
         )
         results |= _with(rows, clips, what, CAPTION_PROMPT)

@@ -155,7 +155,7 @@ def _captions(evaluation: Evaluation) -> list[page.Shown]:
         page.Shown(
             row,
             str(kinds[row]),
-            evaluation.clips.examples[row]["text"],
+            evaluation.clips.caption(row),
             evaluation.generated[row],
         )
         for row in examples.spread(evaluation.clips, QUERIES + CAPTIONS)[-CAPTIONS:]
@@ -173,7 +173,7 @@ def _stage1(workdir: Path, clips: Clips, sample_rate: int) -> list[page.Shown]:
     kinds = examples.kind_of(clips)
     made = panels(os.fspath(workdir), [audio[row] for row in rows])
     return [
-        page.Shown(row, str(kinds[row]), clips.examples[row]["text"], panel=panel)
+        page.Shown(row, str(kinds[row]), clips.caption(row), panel=panel)
         for row, panel in zip(rows, made, strict=True)
     ]
 

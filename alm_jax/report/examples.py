@@ -101,7 +101,7 @@ def spread(clips: Clips, count: int, keep: Callable[[int], bool] = lambda row: T
     drawn: list[int] = []
     told: set[str] = set()
     for row in _take_turns(halves):
-        text = clips.examples[row]["text"]
+        text = clips.caption(row)
         if len(drawn) < count and text not in told:
             told.add(text)
             drawn.append(row)
@@ -128,12 +128,13 @@ def search_captions(evaluation: Evaluation, count: int) -> list[Query]:
     clips = evaluation.clips
     kinds = kind_of(clips)
     rows = spread(clips, count)
+    table = clips.caption_of_clip.reshape(len(clips), -1)  # several captions a clip, or one
     audio, text = unit_grid(evaluation.audio, "audio"), unit_grid(evaluation.text, "text")
     queries = []
     for row in rows:
-        caption = int(clips.caption_of_clip[row])
+        caption = int(table[row, 0])
         scores = _cosines(text[caption], audio)
-        wanted = clips.caption_of_clip == caption
+        wanted = (table == caption).any(axis=1)
         rank = 1 + int((scores[~wanted] >= scores[wanted].max()).sum())
         hits = _best(scores, clips, wanted)
         queries.append(
@@ -159,8 +160,7 @@ def _cosines(row: NDArray[np.int32], gallery: NDArray[np.int32]) -> NDArray[np.f
 def _best(scores: NDArray[np.float64], clips: Clips, wanted: NDArray[np.bool_]) -> list[Hit]:
     order = np.argsort(-scores, kind="stable")[:HITS]
     return [
-        Hit(int(row), float(scores[row]), clips.examples[row]["text"], bool(wanted[row]))
-        for row in order
+        Hit(int(row), float(scores[row]), clips.caption(row), bool(wanted[row])) for row in order
     ]
 
 

@@ -13,11 +13,16 @@ from alm_jax.report import numbers
 
 
 def data_statistics(directory: Path) -> dict[str, Any] | None:
-    """Counts, sources, licences and skipped files, from prepare_report.json; None without one."""
+    """Counts, sources, licences and skipped files of OpenSounds, from prepare_report.json.
+
+    None where there is no such file, or one of another dataset.
+    """
     path = directory / "prepare_report.json"
     if not path.exists():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
+    if "packages" not in report:
+        return None
     splits, packages = report["splits"], report["packages"]
     hours = sum(split["hours"] for split in splits.values())
     train = splits["train"]

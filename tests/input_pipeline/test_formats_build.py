@@ -17,6 +17,8 @@ import tensorflow_datasets as tfds
 
 from alm_jax import cli
 from alm_jax.errors import UserError
+from alm_jax.evaluation_data import Clips
+from alm_jax.evaluation_suite import caption_results, retrieval_results
 from input_pipeline import audio_files, cleaning, prepare
 from input_pipeline.cleaning import Limits, check_pcm, clean_captions, find_duplicates
 from input_pipeline.examples import Example, Settings, examples, label_text
@@ -279,8 +281,35 @@ def test_training_draws_a_caption_and_evaluation_has_all(sounds: Sounds, tmp_pat
     assert len(seen) == 20
 
 
+def test_evaluation_takes_all_captions(sounds: Sounds, tmp_path: Path) -> None:
+    """Retrieval on Clotho counts each of five captions; scored on the first alone it is another."""
+    root = tmp_path / "in"
+    names = _corpus(root, sounds[:4], captions=3)
+    with (root / "captions.csv").open("a") as file:
+        file.write(f"\n{names[0]},a fourth one")
+    build(root, tmp_path / "out", split="test")
+    clips = Clips.read(tmp_path / "out", "test")
+    assert [len(texts) for texts in clips.references] == [4, 3, 3, 3]
+    assert clips.caption_of_clip.shape == (4, 4) and len(clips.captions) == 13
+    assert clips.column("text").tolist() == [f"caption 0 of {name}" for name in names]
+    assert clips.caption(2) == "caption 0 of 02.wav" and clips.column("fold").tolist() == [0] * 4
+    # A model that knows what belongs together, but for the fourth caption.
+    audio = np.eye(4, dtype=np.float32)
+    text = np.zeros((13, 4), np.float32)
+    for clip, captions in enumerate(clips.caption_of_clip):
+        text[captions[captions >= 0], clip] = 1
+    text[clips.captions.index("a fourth one")] = [0, 1, 0, 0]
+    rows = retrieval_results(audio, text, clips)
+    assert rows["eval/retrieval/text_to_audio/R@1"]["value"] == pytest.approx(12 / 13)
+    assert rows["eval/retrieval/text_to_audio/R@1"]["n_queries"] == 13
+    assert rows["eval/retrieval/audio_to_text/R@1"]["value"] == 0.75  # a tie counts against it
+    captions = caption_results([texts[-1] for texts in clips.references], clips)
+    assert captions["eval/captions/BLEU-4"]["value"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
 def test_command_line(sounds: Sounds, tmp_path: Path) -> None:
-    """The documented command in a process of its own, with worker processes: tars in their order."""
+    """The documented command in a process of its own, with workers; tars keep their order."""
     root = tmp_path / "Sammlung ü"
     for number in range(3):
         with tarfile.open(_made(root / f"{number}.tar"), "w") as tar:
