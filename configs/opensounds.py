@@ -4,7 +4,7 @@
     alm train --config=opensounds --workdir=runs/opensounds/clap \
         --config.init_from.workdir=runs/opensounds/mae
 
-Argument "mae" is stage 1, otherwise stage 2. The quickstart's model, deeper and trained longer, with
+Argument "mae" is stage 1, otherwise stage 2. The quickstart's model, deeper, trained longer, with
 what keeps it from learning 9,000 clips by heart: dropout, augmentation, subword sampling and an
 average of the parameters. Results: docs/results.md.
 """
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.augment.time_stretch = 0.1
     c.augment.frequency_scale = 0.1
     c.augment.band_gain = 0.1
-    audio = transformer(192, 6, 4, activation="silu", unroll=6, dropout=0.1)
+    audio = vit(192, 6, 4, activation="silu", unroll=6, dropout=0.1)
     if arg == "mae":
         c.name = "opensounds-mae"
         c = stage1(c, audio, transformer(128, 2, 4, activation="silu", unroll=2))
