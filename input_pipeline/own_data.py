@@ -110,7 +110,8 @@ def prepare_own(
         )
         report = _report(root, chosen, why, settings, summary, absent + bad, rows, digest)
         shutil.move(work / REJECTED, whole / REJECTED)
-        (whole / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        (whole / REPORT).write_text(f"{text}\n", encoding="utf-8")
         whole.rename(final)
         shutil.rmtree(work)
     for line in _lines(report, absent + bad, final):

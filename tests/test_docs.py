@@ -58,6 +58,8 @@ def _write_sounds(dataset: Path, folder: Path) -> None:
     source = open_source(dataset, "test")
     for name, row in (("one", 0), ("two", 1), ("three", 2)):
         soundfile.write(folder / f"{name}.wav", source[row]["audio"], 16000)
+    table = ["file,caption", *(f"{name}.wav,sound {name}" for name in ("one", "two", "three"))]
+    (folder / "captions.csv").write_text("\n".join(table), encoding="utf-8")
 
 
 def _shrunk(words: list[str]) -> list[str]:
@@ -89,7 +91,7 @@ def test_command(command: str, folder: Path, tiny_packages: Path, monkeypatch) -
     assert words[0] == "alm", f"no way to test {command!r}"
     if words[1] == "train":
         words = _shrunk(words)
-    if words[1] == "prepare":
+    if words[1] == "prepare" and not any(word.startswith("--input") for word in words):
         words.append(f"--packages={tiny_packages}")
     if words[1] == "eval":
         words.append("--data=data/opensounds/tiny")
