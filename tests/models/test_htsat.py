@@ -11,9 +11,9 @@ from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
 from alm_jax.models.towers import tower_patches
-from alm_jax.parallel.mesh import make_mesh
+from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.train_state import TrainState, make_setup, model_graph, split
-from alm_jax.train_step import make_eval_step, make_train_step
+from alm_jax.train_step import jit_train_step, make_eval_step
 from tests.quick_jit import quick_jit
 from tests.random_params import draw, draw_like
 
@@ -100,7 +100,8 @@ def test_excerpts_follow_the_examples_key():
 @pytest.fixture(scope="module")
 def trained():
     """State before and after a step on a batch with two long clips, and on one without."""
-    setup = make_setup(CONFIG, V, make_mesh(CONFIG.mesh, jax.devices()[:1]))
+    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    setup = make_setup(CONFIG, V, mesh)
     params = draw_like(setup.shapes.params)
     fresh = {name: leaf.shape for name, leaf in flat_names(setup.shapes.stats).items()}
     stats = {
@@ -111,7 +112,7 @@ def trained():
     state = TrainState(
         np.zeros((), np.int32), params, opt_state, None, nnx.traversals.unflatten_mapping(stats)
     )
-    step = quick_jit(make_train_step(CONFIG, setup))
+    step = jit_train_step(CONFIG, setup, batch_sharding(mesh))
     length = np.array([48_000, 9_000, 40_000, 12_000], np.int32)
     batch = {
         "audio": (RNG.standard_normal((4, 48_000)) * 3000).astype(np.int16),
