@@ -155,7 +155,7 @@ def _plan(
         )
     absent: list[Rejected] = []
     parts: list[Part] = []
-    rows = merge_captions(chosen.rows(root, options), str(root))
+    rows = merge_captions(_rows(chosen, root, options), str(root))
     count = 0
 
     def present() -> Iterator[Row]:
@@ -179,6 +179,17 @@ def _plan(
             else f"{root}: no rows"
         )
     return parts, absent, count
+
+
+def _rows(chosen: Format, root: Path, options: Options) -> Iterator[Row]:
+    assert chosen.rows is not None
+    try:
+        yield from chosen.rows(root, options)
+    except KeyError as error:  # adapters of published tables take their columns for granted
+        raise FormatError(
+            f"{root}: a table has no column or field {error}, which {chosen.title} has as"
+            " published. Is it another version? --format=table --caption-column=NAME reads any table"
+        ) from error
 
 
 def _run(parts: list[Part], settings: Settings, work: Path, workers: int) -> Iterator[Done]:

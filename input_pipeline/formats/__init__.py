@@ -42,7 +42,13 @@ def choose_format(root: Path, name: str = "") -> tuple[Format, str]:
                 f"--format={name}: no such layout{did_you_mean(name, FORMATS)} (layouts:"
                 f" {', '.join(FORMATS)})"
             )
-        return FORMATS[name], "--format says so"
+        layout = FORMATS[name]
+        if layout.published and (not root.is_dir() or layout.recognise(root) is None):
+            raise FormatError(
+                f"--input={root}: the tables of {layout.title} are not there (docs/data.md lists"
+                f" what --format={name} looks for); give the folder that holds them"
+            )
+        return layout, "--format says so"
     for layout in FORMATS.values():
         if (root.is_dir() or not layout.published) and (why := layout.recognise(root)):
             return layout, why

@@ -385,3 +385,15 @@ def test_format_that_does_not_exist(tmp_path: Path) -> None:
         choose_format(tmp_path)
     with pytest.raises(FormatError, match=r"no such file or folder"):
         choose_format(tmp_path / "nowhere")
+
+
+def test_table_of_another_version(sounds: Sounds, tmp_path: Path) -> None:
+    """A column that is called otherwise than published must not end in a traceback."""
+    vggsound(tmp_path / "v", sounds)
+    with pytest.raises(FormatError, match=r"the tables of Clotho are not there .*docs/data\.md"):
+        choose_format(tmp_path / "v", "clotho")
+    esc50(tmp_path, sounds)
+    table = tmp_path / "meta" / "esc50.csv"
+    table.write_text(table.read_text().replace("category", "class"))
+    with pytest.raises(FormatError, match=r"no column or field 'category', which ESC-50 has"):
+        prepare(tmp_path, tmp_path / "out")
