@@ -24,8 +24,10 @@ from alm_jax.interop.layouts import Exported, Layout, write_tokenizer
 from alm_jax.interop.parity import Compare
 
 # Fields of the front end that `ClapFeatureExtractor` has too, or that decide nothing there.
-_FREE = ("sample_rate", "window_length", "fft_length", "hop_length", "num_mels", "fmin", "fmax")
-_FREE += ("repeat_to_samples", "padding_log_value", "window_position")
+_FREE = (
+    *("sample_rate", "window_length", "fft_length", "hop_length", "num_mels", "fmin", "fmax"),
+    *("repeat_to_samples", "padding_log_value", "window_position"),
+)
 
 
 def fits(config: ConfigDict) -> bool:
@@ -158,9 +160,10 @@ def open_folder(folder: Path, model: Exported) -> Compare:
     import torch
     import transformers
 
-    loaded, report = transformers.ClapModel.from_pretrained(
+    both: Any = transformers.ClapModel.from_pretrained(
         folder, local_files_only=True, output_loading_info=True
     )
+    loaded, report = both
     if report["missing_keys"] or report["mismatched_keys"] or report["unexpected_keys"]:
         raise UserError(
             f"ClapModel of transformers {transformers.__version__} does not take the tensors that "

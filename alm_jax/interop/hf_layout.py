@@ -93,7 +93,7 @@ def complete_tokenizer(path: Path, model: Exported) -> dict[str, str]:
     fast = tokenizers.Tokenizer.from_file(str(path))
     assert model.tokenizer is not None
     ids = {name: getattr(model.tokenizer, f"{name}_id") for name in _MARKS}
-    marks = {name: fast.id_to_token(i) for name, i in ids.items()}
+    marks = {name: str(fast.id_to_token(i)) for name, i in ids.items()}
     if [fast.encode("a").ids[i] for i in (0, -1)] != [ids["bos"], ids["eos"]]:
         fast.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{marks['bos']} $A {marks['eos']}",

@@ -53,9 +53,14 @@ def clap(fused: bool = False) -> tuple[ConfigDict, dict[str, Any], JsonTokenizer
     flat = nnx.traversals.flatten_mapping(nnx.to_pure_dict(abstract))
 
     def draw(path: tuple, shape: tuple[int, ...]) -> np.ndarray:
-        # Texts must differ by their words, which the first state only hears of by attention.
-        of_text = path[0] in ("text", "text_pool", "text_proj") and path[-1] == "kernel"
-        value = (0.4 if of_text else 0.1) * rng.standard_normal(shape)
+        # Texts must differ by their words, which the first state only hears of by attention, and
+        # clips by more than a common bias.
+        size = 0.1
+        if path[-1] == "kernel":
+            size = 0.2 if path[0] == "audio" else 0.4
+        elif path[0] == "audio_proj":
+            size = 0.01
+        value = size * rng.standard_normal(shape)
         if path[-1] in ("scale", "var"):
             value = 1.0 + np.abs(value)
         elif path[:2] == ("audio", "input_norm") and path[-1] == "mean":

@@ -45,12 +45,12 @@ class AlmOutput(ModelOutput):
     class_logits: Tensor | None = None
 
 
-class AlmModel(PreTrainedModel, Parts):  # type: ignore[misc]
+class AlmModel(PreTrainedModel, Parts):
     """The parts of modeling_alm.py under transformers' loading and saving."""
 
     config_class = AlmConfig
     main_input_name = "input_values"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]  # noqa: RUF012
 
     def __init__(self, config: AlmConfig):
         super().__init__(config)

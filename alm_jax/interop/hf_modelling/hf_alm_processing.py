@@ -77,11 +77,11 @@ class AlmFeatureExtractor(SequenceFeatureExtractor):
         rate = self.sampling_rate if sampling_rate is None else sampling_rate
         if x.dtype != np.int16 or rate != self.sampling_rate:
             full_scale = np.float32(32767 if x.dtype == np.int16 else 1)
-            x = np.float32(x) / full_scale
+            x = np.asarray(x, np.float32) / full_scale
             if rate != self.sampling_rate:
                 x = _resampled(x, rate, self.sampling_rate)
             x = np.rint(np.clip(x, -1.0, 1.0) * 32767.0).astype(np.int16)
-        return np.float32(x) * np.float32(1 / 32767)
+        return np.asarray(x, np.float32) * np.float32(1 / 32767)
 
 
 def _resampled(x: np.ndarray, rate: int, wanted: int) -> np.ndarray:

@@ -33,7 +33,9 @@ class AlmTokenizer(PreTrainedTokenizer):
         """Piece -> id."""
         return {self.pieces.IdToPiece(i): i for i in range(self.vocab_size)}
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
         """Pieces of a text; nothing in it is a mark, whatever it looks like."""
         return self._tokenize(text.encode("utf-8", "replace").decode("utf-8"))
 
