@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -27,9 +28,14 @@ class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(
-        self, workdir: Path, *, every_steps: int = 1, keep: int = 1, read_only: bool = False
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        every_steps: int = 1,
+        keep: int = 1,
+        read_only: bool = False,
     ):
-        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory = _folder(workdir)
         options = ocp.CheckpointManagerOptions(
             save_interval_steps=every_steps,
             max_to_keep=keep,
@@ -148,15 +154,19 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     return {**tree, "stats": state.stats} if state.stats else tree
 
 
-def latest_step(workdir: Path) -> int | None:
-    """Step of the newest whole checkpoint of a workdir, None where there is none."""
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return None
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        return checkpoints.latest_step
-    finally:
-        checkpoints.close()
+def latest_step(workdir: str | os.PathLike[str]) -> int | None:
+    """Step of the newest whole checkpoint of a workdir, None where there is none.
+
+    Reads the folder and nothing else, so that one process of several may ask.
+    """
+    folder = _folder(workdir)
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+
+
+def _folder(workdir: str | os.PathLike[str]) -> epath.Path:
+    """Where a workdir keeps its checkpoints; an absolute path or a bucket's URL."""
+    path = epath.Path(workdir)
+    return (path if "://" in os.fspath(path) else path.absolute()) / "checkpoints"
 
 
 def flat_names(params: Any) -> dict[str, Any]:

@@ -53,17 +53,24 @@ class Model(Protocol):
         ...
 
 
-def embed_clips(model: Model, clips: Clips, *, progress: str = "embedding clips") -> np.ndarray:
+def embed_clips(
+    model: Model,
+    clips: Clips,
+    *,
+    rows: range | None = None,
+    progress: str = "embedding clips",
+) -> np.ndarray:
     """Embeddings [n, J] float32 of all clips of a split, whole (see `alm_jax.api.Model`).
 
     Args:
       model: embeds clips.
       clips: the split.
+      rows: a part of it; None for all.
       progress: what the progress bar says.
     """
     parts = [
         np.asarray(model.embed_audio(audio, model.sample_rate, batch_size=_BATCH))
-        for audio in clips.audio_chunks(progress, _CHUNK)
+        for audio in clips.audio_chunks(progress, _CHUNK, rows)
     ]
     return np.concatenate(parts)
 

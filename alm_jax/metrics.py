@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
+
+_NAME = "metrics.jsonl"
+_UPLOAD_SECONDS = 60.0
 
 
 class MetricWriter:
@@ -16,23 +23,36 @@ class MetricWriter:
 
     A resumed run continues the file: lines at or after the restored step, left by a run that went
     on after its last checkpoint, are removed first, so that each step stands once.
+
+    A bucket (`gs://...`) knows no appending: there, files grow in a temporary folder and are
+    uploaded about once a minute, whenever `flush` is called, and at the end.
     """
 
-    def __init__(self, workdir: Path, *, first_step: int = 0, enabled: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, first_step: int = 0, enabled: bool = True
+    ):
         self._file = None
         self._board: SummaryWriter | None = None
+        self._remote: epath.Path | None = None
         if not enabled:
             return
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
+        target = epath.Path(workdir)
+        target.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(target)
+        if "://" in os.fspath(target):
+            self._remote = target
+            self._temporary = tempfile.TemporaryDirectory(prefix="alm_metrics_")
+            self._folder = Path(self._temporary.name)
+            self._uploaded = time.monotonic()
+        path = target / _NAME
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-            partial = path.with_name(path.name + ".partial")
+            partial = self._folder / (_NAME + ".partial")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+            partial.replace(self._folder / _NAME)
+        self._file = (self._folder / _NAME).open("a", encoding="utf-8")
         purge = {"purge_step": first_step + 1} if first_step else {}
-        self._board = SummaryWriter(str(workdir / "tensorboard"), **purge)
+        self._board = SummaryWriter(str(self._folder / "tensorboard"), **purge)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends the scalars of one step; non-finite values are written as null."""
@@ -44,18 +64,35 @@ class MetricWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._remote is not None and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands everything on to a bucket; a folder has it already."""
+        if self._remote is None or self._board is None:
+            return
+        self._board.flush()
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                there = self._remote / path.relative_to(self._folder).as_posix()
+                there.parent.mkdir(parents=True, exist_ok=True)
+                there.write_bytes(path.read_bytes())
+        self._uploaded = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes both files."""
         if self._file is not None and self._board is not None:
             self._file.close()
+            self.flush()
             self._board.close()
+            if self._remote is not None:
+                self._temporary.cleanup()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in epath.Path(path).read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
@@ -63,8 +100,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def names_at(workdir: Path, step: int) -> set[str]:
+def names_at(workdir: str | os.PathLike[str], step: int) -> set[str]:
     """Names of the scalars that a workdir's metrics.jsonl holds for a step."""
-    path = workdir / "metrics.jsonl"
+    path = epath.Path(workdir) / _NAME
     lines = read_metrics(path) if path.exists() else []
     return {name for line in lines if line["step"] == step for name in line}

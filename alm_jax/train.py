@@ -7,14 +7,15 @@ the same command again resumes from the last checkpoint.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -24,8 +25,10 @@ from alm_jax.config import config_diff, parse_train_argv, read_config, save_conf
 from alm_jax.errors import UserError
 from alm_jax.init_from import init_from
 from alm_jax.metrics import MetricWriter, names_at
+from alm_jax.parallel import distributed, preemption
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.parallel.sharding import describe
+from alm_jax.parallel.watchdog import Watchdog
 from alm_jax.train_evaluator import make_evaluator
 from alm_jax.train_state import TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step
@@ -36,7 +39,11 @@ from input_pipeline.text import FILE_NAME, Tokenizer
 log = logging.getLogger("alm_jax")
 
 
-def prepare_workdir(config: ConfigDict, workdir: Path) -> None:
+# What may change from one start of a run to the next: its length, and what it runs on.
+_FREE = ("train.", "data.num_workers", "data.read_threads", "mesh.", "distributed.")
+
+
+def prepare_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     """Saves the resolved config, or checks that the workdir was made by the same one.
 
     A run that ended before its first checkpoint, say because a path in its config was wrong, leaves
@@ -45,12 +52,11 @@ def prepare_workdir(config: ConfigDict, workdir: Path) -> None:
     Raises:
       UserError: if the workdir holds a run of a config that differs in more than its length.
     """
-    path = workdir / "config.json"
+    folder = epath.Path(workdir)
+    path = folder / "config.json"
     if path.exists():
         changed = [
-            line
-            for line in config_diff(read_config(path), config)
-            if not line.startswith(("train.", "data.num_workers", "data.read_threads", "mesh."))
+            line for line in config_diff(read_config(path), config) if not line.startswith(_FREE)
         ]
         if changed and ckpt.latest_step(workdir) is not None:
             raise UserError(
@@ -60,14 +66,14 @@ def prepare_workdir(config: ConfigDict, workdir: Path) -> None:
             )
         if changed:
             # Made by the config of before, perhaps from other captions or of another size.
-            (workdir / FILE_NAME).unlink(missing_ok=True)
-    workdir.mkdir(parents=True, exist_ok=True)
+            (folder / FILE_NAME).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_config(config, path)
 
 
-def workdir_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
+def workdir_tokenizer(config: ConfigDict, workdir: str | os.PathLike[str]) -> Tokenizer:
     """The run's tokenizer: the workdir's own, or the config's, or one trained on the captions."""
-    path = workdir / FILE_NAME
+    path = epath.Path(workdir) / FILE_NAME
     if path.exists():
         return Tokenizer.load(path)
     if config.tokenizer.path:
@@ -85,6 +91,16 @@ def workdir_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
     return tokenizer
 
 
+def _prepare(config: ConfigDict, workdir: epath.Path) -> Tokenizer:
+    """Makes the workdir on the first process; the run's tokenizer on every one."""
+
+    def prepare() -> bytes:
+        prepare_workdir(config, workdir)
+        return workdir_tokenizer(config, workdir).model_proto
+
+    return Tokenizer.parse(distributed.from_first(prepare), origin=os.fspath(workdir / FILE_NAME))
+
+
 def device_batches(
     loader: Iterator[dict[str, np.ndarray]], sharding: jax.sharding.NamedSharding
 ) -> Iterator[dict[str, jax.Array]]:
@@ -96,24 +112,27 @@ def device_batches(
         }
 
 
-def train(config: ConfigDict, workdir: Path | str) -> TrainState:
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     """Runs the config to its last step, continuing where an earlier run of it stopped.
 
     Args:
       config: an experiment, see configs/.
-      workdir: receives config.json, tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/.
+      workdir: receives config.json, tokenizer.model, metrics.jsonl, tensorboard/, checkpoints/;
+        a folder that all processes see, or a bucket's `gs://...` or `s3://...`.
 
     Returns:
       The final state.
 
     Raises:
       UserError: if the config, the data or the workdir do not fit together.
+      Preempted: if the machine was about to go away; the state is saved.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     first_process = jax.process_index() == 0
-    prepare_workdir(config, workdir)
-    tokenizer = workdir_tokenizer(config, workdir)
+    tokenizer = _prepare(config, workdir)
     mesh = make_mesh(config.mesh)
+    rows = batch_sharding(mesh)
+    share, shares = distributed.row_share(rows, config.data.batch_size)
     setup = make_setup(config, tokenizer.vocab_size, mesh)
     state = init_state(config, tokenizer.vocab_size, setup)
     log.info("%s", describe(setup.shapes.params, setup.shardings.params))
@@ -125,11 +144,11 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
         config.data,
         tokenizer,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
     if saves.latest_step is None:
-        state, taken = init_from(state, config.init_from)
+        state, taken = init_from(state, config.init_from, config.model)
         if taken:
             log.info("%d parameters from %s", len(taken), config.init_from.workdir)
     else:
@@ -139,11 +158,14 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
 
     first = int(state.step)
     steps = config.train.steps
-    written = names_at(workdir, first)
+    # The first process is the only one to know: the file is its own.
+    evaluated = distributed.from_first(
+        lambda: b"yes" if any(n.startswith("eval/") for n in names_at(workdir, first)) else b""
+    )
     writer = MetricWriter(workdir, first_step=first, enabled=first_process)
     evaluator = make_evaluator(config, setup, tokenizer)
-    step_fn = jit_train_step(config, setup, batch_sharding(mesh))
-    batches = device_batches(loader, batch_sharding(mesh))
+    step_fn = jit_train_step(config, setup, rows)
+    batches = device_batches(loader, rows)
     data_fingerprint = open_source(config.data.dir, config.data.train_split).fingerprint
     metadata = ckpt.run_metadata(config, data_fingerprint, tokenizer.fingerprint)
     bar = tqdm(
@@ -155,8 +177,10 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
         mininterval=0.5,
         file=sys.stderr,
     )
+    watchdog = Watchdog(config.train.stall_seconds)
     clock, clock_step = time.perf_counter(), first
     pending: tuple[int, Any] | None = None
+    stopped = False
 
     def report(now: tuple[int, Any] | None) -> None:
         """Fetches and writes the metrics of an earlier step, which by now is computed."""
@@ -182,6 +206,7 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
         """Evaluates the state as it is now; the time does not count as training."""
         nonlocal clock
         started = time.perf_counter()
+        watchdog.beat(f"the evaluation at step {int(state.step)}")
         assert evaluator is not None
         writer.write(int(state.step), evaluator(state.eval_params))
         clock += time.perf_counter() - started
@@ -191,27 +216,41 @@ def train(config: ConfigDict, workdir: Path | str) -> TrainState:
     # for on resuming: a checkpoint is written after the metrics of its step, and an evaluation that
     # its checkpoint outlived is done first.
     try:
-        if first and evaluation_due(first) and not any(n.startswith("eval/") for n in written):
-            evaluate()
-        for step in range(first + 1, steps + 1):
-            state, metrics = step_fn(state, next(batches))
-            report(pending)
-            due = step % config.train.log_every_steps == 0 or step == steps
-            pending = (step, metrics) if due else None
-            saving = step == steps or saves.due(step)
-            if saving or evaluation_due(step):
-                report(pending)
-                pending = None
-            if saving:
-                saves.save(step, state, loader.get_state(), metadata, force=True)
-            if evaluation_due(step):
+        with distributed.fails_together():
+            if first and evaluation_due(first) and not evaluated:
                 evaluate()
-            bar.update()
+            for step in range(first + 1, steps + 1):
+                watchdog.beat(f"step {step}")
+                state, metrics = step_fn(state, next(batches))
+                report(pending)
+                due = step % config.train.log_every_steps == 0 or step == steps
+                pending = (step, metrics) if due else None
+                stopped = preemption.requested(step) and step < steps
+                saving = stopped or step == steps or saves.due(step)
+                if saving or evaluation_due(step):
+                    report(pending)
+                    pending = None
+                if saving:
+                    writer.flush()
+                    saves.save(step, state, loader.get_state(), metadata, force=True)
+                if stopped:
+                    break
+                if evaluation_due(step):
+                    evaluate()
+                bar.update()
+            watchdog.beat("writing the last checkpoint")
+            saves.wait()
     finally:
+        watchdog.close()
         bar.close()
         saves.close()
         writer.close()
         loader.close()
+    if stopped:
+        raise preemption.Preempted(
+            f"stopped as told: step {int(state.step)} of {steps} is saved in {workdir}; the same "
+            "command goes on from there"
+        )
     return state
 
 
@@ -219,7 +258,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The verb `alm train`."""
     args = parse_train_argv(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(args.config, args.workdir)
+    with distributed.fails_together():
+        distributed.connect(args.config.distributed)
+        if jax.process_index():
+            logging.getLogger().setLevel(logging.WARNING)
+        with preemption.listening():
+            try:
+                train(args.config, args.workdir)
+            except preemption.Preempted as notice:
+                log.info("%s", notice)
+                # For schedulers that would take 0 for the end of the run (launch/host.py).
+                return int(os.environ.get("ALM_PREEMPTED_STATUS", "0"))
     return 0
 
 

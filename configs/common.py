@@ -88,6 +88,14 @@ def base() -> ConfigDict:
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
 
+    # Several processes, see alm_jax.parallel.distributed; a single machine needs none of it.
+    c.distributed = ConfigDict()
+    c.distributed.coordinator_address = ""  # host:port of process 0; "": as the cluster says
+    c.distributed.process_count = 0  # that must take part; 0: as the cluster says
+    c.distributed.process_id = -1  # of this process; -1: as the cluster says
+    c.distributed.connect_seconds = 300  # that processes wait for each other at the start
+    c.distributed.heartbeat_seconds = 10  # of silence after which a process is taken for dead
+
     c.init_from = ConfigDict()
     c.init_from.workdir = ""
     c.init_from.parts = ("audio",)
@@ -98,6 +106,7 @@ def base() -> ConfigDict:
     c.train.log_every_steps = 10
     c.train.save_every_steps = 500
     c.train.keep = 1  # checkpoints kept
+    c.train.stall_seconds = 3600.0  # longest step or evaluation before stacks are shown; 0: any
 
     c.eval = ConfigDict()
     c.eval.every_steps = 0  # 0: only after the last step

@@ -188,11 +188,16 @@ class Tokenizer:
                 f"no tokenizer at {os.fspath(path)}: give the path of a {FILE_NAME} (training"
                 " leaves one in its workdir, export in the exported folder)"
             ) from error
+        return cls.parse(model_proto, origin=os.fspath(path))
+
+    @classmethod
+    def parse(cls, model_proto: bytes, *, origin: str = "the serialised model") -> "Tokenizer":
+        """The tokenizer of what `save` wrote, of either kind; errors as `load`."""
         if model_proto[:1] == b"{":
             from input_pipeline.json_tokenizer import JsonTokenizer
 
-            return JsonTokenizer(model_proto, origin=os.fspath(path))
-        return cls(model_proto, origin=os.fspath(path))
+            return JsonTokenizer(model_proto, origin=origin)
+        return cls(model_proto, origin=origin)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model to `path`; a reader never sees half a file."""
