@@ -188,7 +188,7 @@ def _rows(chosen: Format, root: Path, options: Options) -> Iterator[Row]:
     except KeyError as error:  # adapters of published tables take their columns for granted
         raise FormatError(
             f"{root}: a table has no column or field {error}, which {chosen.title} has as"
-            " published. Is it another version? --format=table --caption-column=NAME reads any table"
+            " published. Is it another version? --format=table reads any table"
         ) from error
 
 
