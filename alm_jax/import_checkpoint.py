@@ -10,8 +10,10 @@ and given as `--config.KEY=VALUE`. Nothing that a checkpoint holds is run.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from alm_jax import cli
@@ -50,6 +52,18 @@ def _parser(summaries: dict[str, str]) -> ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Keeps orbax's notes to itself, which tell a user of the verb nothing."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The verb `alm import`."""
     overrides, rest = split_overrides(sys.argv[1:] if argv is None else argv)
@@ -58,7 +72,6 @@ def main(argv: list[str] | None = None) -> int:
     asked = {"-h", "--help"} & set(rest)
     summaries = {n: formats.get_format(n).summary for n in formats.names()} if asked else {}
     args = _parser(summaries).parse_args(rest)
-    logging.getLogger("absl").setLevel(logging.ERROR)
     from alm_jax.interop.checkpoint_files import open_checkpoint
     from alm_jax.interop.imported import write_workdir
     from alm_jax.interop.importing import to_alm, vocab_size
@@ -77,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = None
     if rows:
         tokenizer = find_tokenizer(args.tokenizer, Path(args.checkpoint), rows)
-    write_workdir(Path(args.output).expanduser(), format, checkpoint, found, tokenizer)
+    with _without_notes():
+        write_workdir(Path(args.output).expanduser(), format, checkpoint, found, tokenizer)
     for title, listed in (
         ("loaded", found.loaded),
         ("kept as they are", [n for n in found.kept if n not in found.unexpected]),

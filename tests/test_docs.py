@@ -5,6 +5,7 @@ They run in a folder laid out as the quickstart leaves one, on a small model wit
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -13,8 +14,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
+from flax import serialization
 
 from alm_jax import cli
+from tests.interop.official_trees import CACOPHONY_HEADS, cacophony, nested, text_tower
 from tests.model_fixtures import clap_workdir
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +51,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path
     (path / "data" / "opensounds").symlink_to(tiny_dataset.parents[1])
     (path / "sounds").mkdir()
     _write_sounds(tiny_dataset, path / "sounds")
+    _write_checkpoints(path)
     return path
+
+
+def _write_checkpoints(folder: Path) -> None:
+    """Cacophony.ckpt and roberta-base/, tiny; the one has the other's vocabulary."""
+    params = nested(cacophony("cacophony_caco_tiny"))
+    (folder / "Cacophony.ckpt").write_bytes(
+        serialization.msgpack_serialize({"0": {"params": params}})
+    )
+    state, config = text_tower("text_roberta_tiny")
+    roberta = folder / "roberta-base"
+    roberta.mkdir()
+    safetensors.numpy.save_file(state, roberta / "model.safetensors")
+    (roberta / "config.json").write_text(json.dumps(config))
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *map(chr, range(33, 127))]
+    names += [f"filler{number}" for number in range(config["vocab_size"] - len(names))]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    (roberta / "vocab.json").write_text(json.dumps(vocabulary))
+    (roberta / "merges.txt").write_text("#version: 0.2\n")
 
 
 def _write_sounds(dataset: Path, folder: Path) -> None:
@@ -91,6 +114,8 @@ def test_command(command: str, folder: Path, tiny_packages: Path, monkeypatch) -
     assert words[0] == "alm", f"no way to test {command!r}"
     if words[1] == "train":
         words = _shrunk(words)
+    if "--format=cacophony" in words:
+        words += CACOPHONY_HEADS
     if words[1] == "prepare" and not any(word.startswith("--input") for word in words):
         words.append(f"--packages={tiny_packages}")
     if words[1] == "eval":
