@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alm_jax.api import Model
+from alm_jax.export import real_examples
 from alm_jax.interop import torch_export
 from alm_jax.interop.exported import read_model
 from alm_jax.interop.model_card import DataSummary
@@ -51,7 +52,14 @@ def export(exports, references, clips):
 
 
 @pytest.fixture(scope="session")
-def clap(export, clips):
+def real_clips(tiny_dataset):
+    """20 recordings of differing lengths, int16 [S]."""
+    clips, _ = real_examples(str(tiny_dataset), "test", 16000)
+    return clips
+
+
+@pytest.fixture(scope="session")
+def clap(export, clips, real_clips):
     """(export of the stage-2 workdir, its report)."""
     results = {
         "eval/retrieval/audio_to_text/R@10": {
@@ -62,7 +70,7 @@ def clap(export, clips):
     data = DataSummary("opensounds/tiny/1.0.0", "train", 700, 0.25, {"CC0-1.0": 600, "": 100}, 9)
     return export(
         "clap", model_fixtures.clap_workdir(),
-        clips=clips, captions=model_fixtures.CAPTIONS, results=results, data=data,
+        clips=[*clips, *real_clips], captions=model_fixtures.CAPTIONS, results=results, data=data,
     )  # fmt: skip
 
 

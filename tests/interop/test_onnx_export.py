@@ -1,0 +1,73 @@
+"""`--format=onnx` in onnxruntime: waveform or tokens in, embedding out, any batch and length."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from alm_jax.errors import UserError
+from alm_jax.interop import layouts, onnx_layout, torch_export
+from tests import model_fixtures
+from tests.interop.sounds import RATE, sound
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(clap, references, tmp_path_factory):
+    """The stage-2 model's export, judged against the reference that is compiled already."""
+    output = tmp_path_factory.mktemp("onnx") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_export, "Reference", lambda *parts: references["clap"])
+        report = torch_export.export_torch(
+            model_fixtures.clap_workdir(), output, format="onnx", captions=model_fixtures.CAPTIONS
+        )
+    assert report.worst <= 1e-5, report
+    assert set(report.differences) == {
+        "audio_embedding", "audio_embedding_alone", "text_embedding"
+    }  # fmt: skip
+    return output
+
+
+def session(folder, name):
+    return onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
+
+
+def test_embeddings_equal_jax_at_any_size(folder, jax_clap):
+    """A service that runs the graphs must answer as the model does, whatever it is asked."""
+    audio = session(folder, "audio.onnx")
+    for clips in ([sound(0.0, 1)], [sound(s, 2 + i) for i, s in enumerate((0.3, 2.0, 1.1, 0.02))]):
+        lengths = np.asarray([len(clip) for clip in clips])
+        waveform = np.full((len(clips), max(lengths)), np.nan, np.float32)  # padding is not read
+        for row, clip in zip(waveform, clips, strict=True):
+            row[: len(clip)] = clip.astype(np.float32) / 32767
+        (found,) = audio.run(None, {"waveform": waveform, "lengths": lengths})
+        wanted = jax_clap.embed_audio(clips, RATE)
+        assert np.linalg.norm(found - wanted, axis=1).max() <= 1e-5
+    text = session(folder, "text.onnx")
+    for texts in (["rain"], model_fixtures.CAPTIONS):
+        ids, mask = model_fixtures.tiny_tokenizer().encode_batch(texts, 16)
+        (found,) = text.run(None, {"tokens": ids.astype(np.int64), "mask": mask})
+        assert np.linalg.norm(found - jax_clap.embed_text(texts), axis=1).max() <= 1e-5
+
+
+def test_folder_says_what_a_user_needs(folder):
+    """Without sample rate, marks and tokenizer the graphs are of no use."""
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "README.md", "alm_export.json", "audio.onnx", "config.json", "golden.npz", "text.onnx",
+        "tokenizer.model",
+    }  # fmt: skip
+    usage = (folder / "README.md").read_text(encoding="utf-8").split("```")[1]
+    assert "audio.onnx" in usage and "text.onnx" in usage
+
+
+def test_missing_packages_name_the_remedy(tmp_path, monkeypatch):
+    """The runtime is an extra: who lacks it must learn how to get it, not see a traceback."""
+    find = layouts.importlib.util.find_spec
+    monkeypatch.setattr(
+        layouts.importlib.util, "find_spec", lambda n: None if n == "onnxruntime" else find(n)
+    )
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: .*alm_jax\[onnx\]"):
+        onnx_layout.LAYOUT.require()
