@@ -142,7 +142,7 @@ def export_official(model_dir: str | Path, output: str | Path, format_name: str 
     if record is None or (format_name and format_name != record["format"]):
         record = _new_record(format_name)
     format = get_format(record["format"])
-    config, params, tokenizer = read_model(model_dir)
+    config, params, _ = read_model(model_dir)
     kept = None
     if (model_dir / RECORD_NAME).is_file():
         path = model_dir / KEPT_NAME
@@ -167,7 +167,6 @@ def export_official(model_dir: str | Path, output: str | Path, format_name: str 
     else:
         listed = [(name, a.shape, a.dtype) for name, a in tensors()]
         write_safetensors(target, listed, tensors())
-    del tokenizer
     return output if record["folder"] else target
 
 

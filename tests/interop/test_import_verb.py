@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import serialization
+from ml_collections import ConfigDict
 
 import alm_jax
 from alm_jax import cli
+from alm_jax.config import read_config
+from alm_jax.errors import UserError
+from alm_jax.init_from import init_from
+from alm_jax.interop.checkpoint_files import open_checkpoint
 from alm_jax.interop.flax_files import read_flax
-from tests.interop.official_trees import CACOPHONY_HEADS, cacophony, nested
+from alm_jax.interop.huggingface_text import ROBERTA
+from alm_jax.interop.importing import to_alm
+from alm_jax.train_state import TrainState
+from tests.interop.official_trees import CACOPHONY_HEADS, cacophony, nested, text_tower
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +53,7 @@ def test_imported_workdir_is_a_model(workdir: Path):
     model = alm_jax.load(workdir)
     rows = model.embed_audio([np.zeros(16000, np.float32), np.ones(9000, np.float32)], 16000)
     assert rows.shape == (2, 64) and np.isfinite(rows).all()
-    with pytest.raises(alm_jax.errors.UserError, match="--tokenizer=PATH"):
+    with pytest.raises(UserError, match="--tokenizer=PATH"):
         model.embed_text("a dog")
 
 
@@ -111,6 +122,30 @@ def test_wrong_pool_heads_are_asked_for(checkpoint: Path, tmp_path: Path, capsys
     words = ["import", "--format=cacophony", f"--checkpoint={checkpoint}"]
     assert run(*words, f"--output={tmp_path / 'out'}") == 2
     assert "config.model.audio_pool.heads has no default" in capsys.readouterr().err
+
+
+def test_text_tower_to_start_from(tmp_path: Path):
+    """A published RoBERTa could be imported, but no training could start from it."""
+    arrays, config = text_tower("text_roberta_tiny")
+    folder, output = tmp_path / "roberta", tmp_path / "imported"
+    folder.mkdir()
+    safetensors.numpy.save_file(arrays, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    words = [f"--checkpoint={folder}", f"--output={output}"]
+    assert run("import", "--format=roberta", *words) == 0
+    with pytest.raises(UserError, match=r"holds only text, text_pool.*init_from\.workdir="):
+        alm_jax.load(output)
+    there = read_config(output / "config.json")
+    found = to_alm(ROBERTA, open_checkpoint(folder)).params
+    blank = jax.tree.map(jnp.zeros_like, found)
+    state = TrainState(jnp.zeros((), jnp.int32), blank, {}, None)
+    init = ConfigDict(dict(workdir=str(output), parts=("text", "text_pool")))
+    taken, _ = init_from(state, init, there.model)
+    jax.tree.map(np.testing.assert_array_equal, taken.params, found)
+    other = ConfigDict(there.model.to_dict())
+    other.text.heads = 8
+    with pytest.raises(UserError, match=r"model\.text\.heads is 4 in .* but 8 here"):
+        init_from(state, init, other)
 
 
 def test_record(workdir: Path):
