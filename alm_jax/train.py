@@ -6,6 +6,7 @@ the same command again resumes from the last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -257,11 +258,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb `alm train`."""
     args = parse_train_argv(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with distributed.fails_together():
+    with _messages(), distributed.fails_together():
         distributed.connect(args.config.distributed)
         if jax.process_index():
-            logging.getLogger().setLevel(logging.WARNING)
+            log.setLevel(logging.WARNING)
         with preemption.listening():
             try:
                 train(args.config, args.workdir)
@@ -270,6 +270,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # For schedulers that would take 0 for the end of the run (launch/host.py).
                 return int(os.environ.get("ALM_PREEMPTED_STATUS", "0"))
     return 0
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[None]:
+    """Shows what this package logs; a library has set up the root logger by now, for warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def base() -> ConfigDict:
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
 
-    # Several processes, see alm_jax.parallel.distributed; a single machine needs none of it.
+    # Several processes, see alm_jax.parallel.cluster; a single machine needs none of it.
     c.distributed = ConfigDict()
     c.distributed.coordinator_address = ""  # host:port of process 0; "": as the cluster says
     c.distributed.process_count = 0  # that must take part; 0: as the cluster says

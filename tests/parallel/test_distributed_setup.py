@@ -13,7 +13,8 @@ import pytest
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
 from alm_jax.parallel import distributed, preemption
-from alm_jax.parallel.distributed import find_cluster, from_first, row_share
+from alm_jax.parallel.cluster import find_cluster
+from alm_jax.parallel.distributed import from_first, row_share
 
 ROOT = Path(__file__).parents[2]
 SLURM = {
