@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from alm_jax.errors import UserError
+from alm_jax.interop.checkpoint import Checkpoint, Tensor
 from alm_jax.interop.flax_files import read_flax
-from alm_jax.interop.importing import Checkpoint, Tensor
 from alm_jax.interop.torch_files import arguments_of, read_torch
 
 # Where training scripts put the model's tensors, first match counts.

@@ -21,7 +21,7 @@ import numpy as np
 from flax import serialization
 
 from alm_jax.errors import UserError
-from alm_jax.interop.importing import Tensor
+from alm_jax.interop.checkpoint import Tensor
 
 _ARRAY = 1  # flax's extension codes; 2 is a complex number, 3 a NumPy scalar
 _SCALAR = 3

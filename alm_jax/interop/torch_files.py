@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from alm_jax.errors import UserError
-from alm_jax.interop.importing import Tensor
+from alm_jax.interop.checkpoint import Tensor
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
