@@ -1,4 +1,4 @@
-"""The best model that 2.5 hours on two CPU cores give on OpenSounds' default tier.
+"""An hour and a half on one CPU core: what OpenSounds' default tier gives with regularisation.
 
     alm train --config=opensounds:mae --workdir=runs/opensounds/mae
     alm train --config=opensounds --workdir=runs/opensounds/clap \
