@@ -6,7 +6,7 @@ Shapes: B batch, S samples, T frames, F mel bins, N patches, L tokens, J joint w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
 from alm_jax.audio.patches import take
 from alm_jax.errors import UserError
 from alm_jax.inference import Inference
+from alm_jax.interop.parity_inputs import ROWS, SENTENCES, batches, synthetic_clips
 from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_patches
 from alm_jax.objectives.forward import spectrogram
@@ -31,21 +32,8 @@ LOG_MEL_TOLERANCE = 1e-3
 COLLAPSED = (
     0.99  # mean cosine between different clips, or captions, from which nothing is told apart
 )
-ROWS = 4  # clips in a comparison: few, since caption logits [B, L, V] of a large model are big
-_FLOOR = 8 / 32767  # -72 dB of full scale
 # Of the patches of a clip, every fifth is visible to the masked autoencoder's decoder.
 _VISIBLE_EVERY = 5
-# For models whose own captions are not at hand: short and long, several scripts, none at all.
-SENTENCES = (
-    "a dog barks twice while rain falls on a tin roof",
-    "собака лает",
-    "",
-    "雨の音",
-    "speech",
-    "a violin playing the note C4",
-    "a door creaks, then slams shut; footsteps fade away on gravel and an engine starts far off",
-    "Ἀκούω: wind",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +46,7 @@ class ParityReport:
       captions: number of captions compared, 0 without a text side.
       real: whether clips were given; else they are synthetic.
       parameters: number of parameters of the model.
+      on_given: the differences over the clips given alone, without the synthetic ones.
     """
 
     differences: dict[str, float]
@@ -65,6 +54,7 @@ class ParityReport:
     captions: int
     real: bool
     parameters: int
+    on_given: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def worst(self) -> float:
@@ -72,7 +62,9 @@ class ParityReport:
         return max(self.differences.values())
 
     def __str__(self) -> str:
-        listed = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
+        listed = _listed(self.differences)
+        if self.on_given:
+            listed += f"; on the real clips alone: {_listed(self.on_given)}"
         kind = "real and synthetic" if self.real else "synthetic"
         return (
             f"The export differs from JAX on {self.clips} {kind} clips and {self.captions} "
@@ -80,42 +72,8 @@ class ParityReport:
         )
 
 
-def synthetic_clips(sample_rate: int, max_samples: int, shortest: int = 1) -> list[np.ndarray]:
-    """Eight waves int16 [S] that need no licence: noise, chirp, tones, clicks, silence, one sample.
-
-    All but silence have a floor of faint noise, as recordings do: bands 110 dB below a pure tone
-    hold float32 rounding, which a logarithm without one would make the most of.
-
-    Args:
-      sample_rate: Hz.
-      max_samples: S of the longest.
-      shortest: S of the shortest; more than one sample for front ends that repeat short clips,
-        since a repeated sample is a constant, whose other bands are nothing but rounding.
-    """
-    rng = np.random.default_rng(0)
-    seconds = np.arange(max_samples) / sample_rate
-    nyquist = sample_rate / 2
-    length = seconds[-1] + 1 / sample_rate
-    sweep = 50 * seconds + 0.4 * nyquist * seconds**2 / length
-    clicks = np.zeros(max_samples)
-    clicks[:: max(1, sample_rate // 9)] = 0.9
-    harmonics = sum(np.sin(2 * np.pi * 220 * k * seconds) / k for k in range(1, 6))
-    waves = [
-        (0.2 * rng.standard_normal(max_samples), 1.0),
-        (0.5 * np.sin(2 * np.pi * sweep), 0.61),
-        (0.3 * harmonics * np.exp(-3 * seconds), 0.37),
-        (np.full(max_samples, 0.25), 0.0),  # the shortest
-        (clicks, 0.83),
-        (0.001 * np.sin(2 * np.pi * 1000 * seconds), 0.5),
-        (np.cumsum(rng.standard_normal(max_samples)) / np.sqrt(10.0 * max_samples), 0.071),
-        (np.zeros(max_samples), 0.2),
-    ]
-    clips = []
-    for wave, share in waves:
-        floor = _FLOOR * rng.standard_normal(max_samples) * bool(np.any(wave))
-        pcm = np.rint(np.clip(wave + floor, -1, 1) * 32767).astype(np.int16)
-        clips.append(pcm[: max(shortest, round(share * max_samples))])
-    return clips
+def _listed(differences: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
 
 
 class Reference:
@@ -204,16 +162,6 @@ class Reference:
         return out
 
 
-def batches(
-    clips: Sequence[np.ndarray], captions: Sequence[str]
-) -> Iterator[tuple[list[np.ndarray], list[str]]]:
-    """Batches of `ROWS` clips and captions until both have been seen; the shorter list repeats."""
-    rows = max(len(clips), len(captions))
-    for first in range(0, rows, ROWS):
-        index = range(first, first + ROWS)
-        yield [clips[i % len(clips)] for i in index], [captions[i % len(captions)] for i in index]
-
-
 Compare = Callable[[Mapping[str, np.ndarray]], dict[str, float]]
 
 
@@ -249,14 +197,17 @@ def check(
     invented = SENTENCES[:ROWS] if len(told) > 1 else SENTENCES
     texts = [*invented, *told]
     worst: dict[str, float] = {}
+    on_given: dict[str, float] = {}
     golden: dict[str, np.ndarray] = {}
     audio_rows: list[np.ndarray] = []
     text_rows: list[np.ndarray] = []
-    for some_clips, some_texts in batches([*made, *given], texts):
+    for number, (some_clips, some_texts) in enumerate(batches([*made, *given], texts)):
         wanted = reference.outputs(some_clips, some_texts, greedy=not golden)
         golden = golden or wanted
         for name, difference in compare(wanted).items():
             worst[name] = float(np.maximum(difference, worst.get(name, 0.0)))  # NaN stays
+            if given and number * ROWS >= len(made):
+                on_given[name] = float(np.maximum(difference, on_given.get(name, 0.0)))
         audio_rows += list(wanted["audio_embedding"])
         text_rows += list(wanted.get("text_embedding", ()))
     finite = all(np.isfinite(row).all() for row in (*audio_rows, *text_rows))
@@ -287,6 +238,7 @@ def check(
             captions=len(texts) if reference.tokenizer is not None else 0,
             real=bool(given),
             parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(reference.params)),
+            on_given=on_given,
         ),
         golden,
     )

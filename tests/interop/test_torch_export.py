@@ -15,7 +15,7 @@ import alm_jax
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
 from alm_jax.evaluators.retrieval import retrieval_metrics
-from alm_jax.interop import exported, layouts, parity
+from alm_jax.interop import exported, layouts, parity_inputs
 from alm_jax.interop.exported import export_config
 from alm_jax.interop.torch_export import export_params, export_torch, load_module
 from alm_jax.train_state import model_graph
@@ -40,8 +40,8 @@ def test_stage_2_is_equal_from_waveform_to_logits(clap, clips, real_clips):
     assert {"log_mel", "audio_embedding", "text_embedding", "caption_logits"} < set(
         report.differences
     )
-    assert report.real and report.clips == len(clips) + 20 + parity.ROWS
-    assert report.captions == len(CAPTIONS) + parity.ROWS
+    assert report.real and report.clips == len(clips) + 20 + parity_inputs.ROWS
+    assert report.captions == len(CAPTIONS) + parity_inputs.ROWS
 
 
 def test_stage_1_goes_out_with_its_decoder(mae, clips):
