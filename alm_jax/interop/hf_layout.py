@@ -13,11 +13,13 @@ A model that `ClapModel` computes is written for it instead (`clap_layout`).
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -143,6 +145,8 @@ def remote_code() -> Iterator[None]:
     from transformers import dynamic_module_utils
 
     kept, path = dynamic_module_utils.HF_MODULES_CACHE, list(sys.path)
+    # The package that the copies are imported from remembers the place of its first import.
+    modules = _remote_modules()
     with tempfile.TemporaryDirectory(prefix="alm_export_") as cache:
         dynamic_module_utils.HF_MODULES_CACHE = cache
         try:
@@ -150,6 +154,15 @@ def remote_code() -> Iterator[None]:
         finally:
             dynamic_module_utils.HF_MODULES_CACHE = kept
             sys.path[:] = path
+            _remote_modules()
+            sys.modules.update(modules)
+
+
+def _remote_modules() -> dict[str, ModuleType]:
+    """Takes the modules of remote code out of those that are imported."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
+    importlib.invalidate_caches()
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
