@@ -9,6 +9,7 @@ import pytest
 from alm_jax.errors import UserError
 from alm_jax.interop import layouts, onnx_layout, torch_export
 from tests import model_fixtures
+from tests.interop import clap_models
 from tests.interop.sounds import RATE, sound
 
 pytestmark = pytest.mark.slow
@@ -71,3 +72,13 @@ def test_missing_packages_name_the_remedy(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=r"onnxruntime is not installed: .*alm_jax\[onnx\]"):
         onnx_layout.LAYOUT.require()
+
+
+def test_fused_clap_goes_out(tmp_path, real_clips):
+    """Repetition, four views and cubic stretching must come out of the graph as they do of JAX."""
+    config, params, tokenizer = clap_models.clap(fused=True)
+    clips = [*real_clips[::4], sound(8.5, 3)]  # the last is longer than what is read at once
+    report = torch_export.export_params(
+        config, params, tokenizer, tmp_path / "out", clips=clips, format="onnx"
+    )
+    assert max(report.on_given.values()) <= 1e-5, report

@@ -130,7 +130,8 @@ class LogMel(nn.Module):
         if c.get("repeat_to_samples"):
             least = c["repeat_to_samples"]
             place = torch.arange(max(x.shape[1], least), device=x.device)
-            whole = torch.where(lengths < least, least // lengths * lengths, lengths)
+            times = torch.full_like(lengths, least) // lengths
+            whole = torch.where(lengths < least, times * lengths, lengths)
             x = x.gather(1, place % lengths[:, None])
             x = torch.where(place < whole[:, None], x, 0.0)
             lengths = lengths.clamp(min=least)

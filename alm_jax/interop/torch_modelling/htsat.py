@@ -166,23 +166,24 @@ class Htsat(nn.Module):
             mel = torch.where(mask[..., None], mel, 0.0)
         return Patches(mel, place * mask, torch.zeros_like(place) * mask, mask)
 
-    def picture(self, values: Tensor, mask: Tensor) -> Tensor:
-        """[B, S, S] normalised and folded of frames [B, T, F]."""
-        stretched = stretch(values, mask.sum(1), self.c["picture"] * self.parts)
+    def picture(self, values: Tensor, frames: Tensor) -> Tensor:
+        """[B, S, S] normalised and folded of log-mel [B, T, F] with `frames` [B] valid."""
+        stretched = stretch(values, frames, self.c["picture"] * self.parts)
         return fold(self.input_norm(stretched), self.parts)
 
     def embedded(self, patches: Patches) -> Tensor:
         """[B, H, W, C] embedded patches of the pictures."""
         values, mask, patch = patches.values, patches.mask, self.c["patch"]
         if not self.fused:
-            return self.embed(picture_patches(self.picture(values, mask), patch, patch))
+            return self.embed(picture_patches(self.picture(values, mask.sum(1)), patch, patch))
         values, mask = values.unflatten(1, (4, -1)), mask.unflatten(1, (4, -1))
-        x = self.embed(picture_patches(self.picture(values[:, 0], mask[:, 0]), patch, patch))
+        frames = mask.sum(2)
+        x = self.embed(picture_patches(self.picture(values[:, 0], frames[:, 0]), patch, patch))
         longer = mask[:, -1, -1][:, None, None]
         pictures = [
             self.picture(
                 torch.where(longer, values[:, view], values[:, 0]),
-                torch.where(longer[:, 0], mask[:, view], mask[:, 0]),
+                torch.where(longer[:, 0, 0], frames[:, view], frames[:, 0]),
             )
             for view in (1, 2, 3)
         ]
