@@ -54,6 +54,7 @@ class Jobs:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
             "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

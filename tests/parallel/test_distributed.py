@@ -1,6 +1,6 @@
 """Jobs of two and four real processes on one machine, on real sound.
 
-They share one tiny model; what they compile is cached over the jobs. A step takes milliseconds.
+Compilation is all that takes time here; some of it is cached over the jobs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import save_config
 from alm_jax.metrics import read_metrics
 from tests.parallel.hosts import Job, Jobs
-from tests.small_configs import stage2
+from tests.small_configs import stage1, stage2
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -36,10 +36,29 @@ def jobs(tmp_path_factory):
     jobs.close()
 
 
+def saved(config: ConfigDict, folder: Path) -> str:
+    """The argument of `alm train` that names the config, without what takes long to compile."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.augment = ConfigDict(dataclasses.asdict(AugmentConfig()))
+        if config.model.text is not None:
+            # Of the two objectives, the one that needs the rows of all processes.
+            config.model.caption_decoder = None
+            del config.objectives.captioning
+    save_config(config, folder / "config.json")
+    return f"--config={folder / 'config.json'}"
+
+
+def small(*parts: str) -> list[str]:
+    sizes = ("width=16", "depth=1", "mlp_dim=32")
+    return [f"model.{part}.{size}" for part in parts for size in sizes]
+
+
 @pytest.fixture(scope="module")
 def config(tiny_dataset: Path, tmp_path_factory) -> str:
+    """Six steps of contrastive training, evaluated at the end."""
     found = stage2(
-        *(f"model.{part}.{size}" for part in ("audio", "text") for size in ("width=16", "depth=1")),
+        *small("audio", "text"),
         f"data.dir={tiny_dataset}",
         "data.train_split=train[:40]",
         f"data.eval_split={SPLIT.removeprefix('eval/')}",
@@ -50,15 +69,23 @@ def config(tiny_dataset: Path, tmp_path_factory) -> str:
         "train.save_every_steps=3",
         "train.keep=9",
         "train.log_every_steps=1",
-    ).copy_and_resolve_references()
-    with found.unlocked():
-        # Compilation is all that takes time here, so: one objective, the one that needs all rows.
-        found.model.caption_decoder = None
-        del found.objectives.captioning
-        found.augment = ConfigDict(dataclasses.asdict(AugmentConfig()))
-    path = tmp_path_factory.mktemp("config") / "config.json"
-    save_config(found, path)
-    return f"--config={path}"
+    )
+    return saved(found, tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def endless(tiny_dataset: Path, tmp_path_factory) -> str:
+    """A masked autoencoder that is trained until somebody ends it."""
+    found = stage1(
+        *small("audio", "mae_decoder"),
+        f"data.dir={tiny_dataset}",
+        "data.train_split=train[:40]",
+        "data.eval_split=",
+        "train.steps=100000",
+        "train.save_every_steps=100000",
+        "train.log_every_steps=1",
+    )
+    return saved(found, tmp_path_factory.mktemp("endless"))
 
 
 def run(jobs: Jobs, config: str, workdir: Path, processes: int, *overrides: str) -> Path:
@@ -130,9 +157,6 @@ def test_four_processes_go_on_where_two_stopped(one, two, jobs, config, tmp_path
     same_numbers(one, tmp_path)
 
 
-LONG = ["--config.train.steps=100000", "--config.data.eval_split="]
-
-
 def reaches(workdir: Path, step: int, job: Job) -> None:
     """Waits until a job has written the metrics of a step."""
     path = workdir / "metrics.jsonl"
@@ -145,10 +169,10 @@ def reaches(workdir: Path, step: int, job: Job) -> None:
 
 
 @pytest.fixture(scope="module")
-def preempted(jobs, config, tmp_path_factory):
+def preempted(jobs, endless, tmp_path_factory):
     """Workdir of a job of two of which one got SIGTERM, and the job."""
     workdir = tmp_path_factory.mktemp("preempted")
-    job = jobs.train(2, config, f"--workdir={workdir}", *LONG, devices=2)
+    job = jobs.train(2, endless, f"--workdir={workdir}", devices=2)
     reaches(workdir, 4, job)
     job.signal(1, signal.SIGTERM)
     return workdir, job.succeed()
@@ -164,9 +188,9 @@ def test_sigterm_on_one_host_saves_on_all(preempted):
     assert f"step {last} of 100000 is saved in {workdir}; the same command goes on" in job.log(0)
 
 
-def test_sigterm_on_a_single_machine_saves(jobs, config, tmp_path):
+def test_sigterm_on_a_single_machine_saves(jobs, endless, tmp_path):
     """A laptop that shuts down, or `kill`, would lose the work since the last checkpoint."""
-    job = jobs.train(1, config, f"--workdir={tmp_path}", *LONG)
+    job = jobs.train(1, endless, f"--workdir={tmp_path}")
     reaches(tmp_path, 2, job)
     job.signal(0, signal.SIGTERM)
     job.succeed()
@@ -176,12 +200,12 @@ def test_sigterm_on_a_single_machine_saves(jobs, config, tmp_path):
 
 
 @pytest.mark.parametrize("dies", [0, 1])
-def test_the_others_stop_when_a_host_dies(dies, preempted, jobs, config, tmp_path):
+def test_the_others_stop_when_a_host_dies(dies, preempted, jobs, endless, tmp_path):
     """A pod would stand still, and be paid for, until someone looks."""
     shutil.copytree(preempted[0], tmp_path, dirs_exist_ok=True)
     start = numbers(tmp_path)[-1]["step"]
     # With several devices a process, the collective does not notice by itself.
-    job = jobs.train(2, config, f"--workdir={tmp_path}", *LONG, devices=2)
+    job = jobs.train(2, endless, f"--workdir={tmp_path}", devices=2)
     reaches(tmp_path, start + 2, job)
     job.signal(dies, signal.SIGKILL)
     assert job.wait(1 - dies, 20) != 0
