@@ -7,9 +7,7 @@ build that was stopped goes on where it was (`parts`).
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -30,6 +28,7 @@ from input_pipeline.cleaning import Rejected
 from input_pipeline.examples import Settings, split_of
 from input_pipeline.formats import Format, FormatError, Options, Row, choose_format
 from input_pipeline.formats.rows import merge_captions
+from input_pipeline.lock import locked
 
 if TYPE_CHECKING:
     from input_pipeline.parts import Done, Part
@@ -76,8 +75,7 @@ def prepare_own(
     from input_pipeline.parts import VERSION
 
     final = output / VERSION
-    output.mkdir(parents=True, exist_ok=True)
-    with _locked(output):
+    with locked(output, _say):
         parts, absent, rows = _plan(chosen, root, options, settings)
         digest = _digest(parts, absent, settings)
         if _is_ready(final, digest):
@@ -121,17 +119,6 @@ def prepare_own(
 
 def _say(line: str) -> None:
     print(f"prepare: {line}", flush=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"waiting for another process that builds {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _plan(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from input_pipeline import audio_files
+from input_pipeline.lock import locked
 from input_pipeline.opensounds import fetch, index
 from input_pipeline.opensounds.build import prepare_opensounds
 
@@ -42,7 +43,8 @@ def _code_digest() -> str:
 def tiny_packages() -> Path:
     """Folder with the archives of the tiny tier (21 MB)."""
     folder = cache_folder() / "packages"
-    located = fetch.locate(index.tier_packages("tiny"), folder, offline=False)
+    with locked(folder, print):  # the tests run in several processes
+        located = fetch.locate(index.tier_packages("tiny"), folder, offline=False)
     if located.missing:
         pytest.fail(
             "the tests need these packages:\n"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alm_jax.errors import UserError
+from input_pipeline.lock import locked
 from input_pipeline.opensounds import fetch, index, report
 from input_pipeline.opensounds.index import VERSION
 
@@ -30,19 +29,6 @@ def _say(line: str) -> None:
 def builder_dir(tier: str, output: Path) -> Path:
     """Folder of a tier's dataset: ``output/opensounds/TIER/VERSION``."""
     return output / "opensounds" / tier / VERSION
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One build of a tier at a time; a second one waits and then finds it finished."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"waiting for another process that builds {folder}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(rows: list[index.Row], decoded: Decoded, tier: str, output: Path, work: Path) -> Path:
@@ -138,7 +124,7 @@ def prepare_opensounds(
         return folder
     tier = _choose_tier(tier, store, offline)
     folder = builder_dir(tier, output)
-    with _locked(folder.parent):
+    with locked(folder.parent, _say):
         done = report.read(folder)
         wanted = index.tier_packages(tier)
         if done is not None:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from alm_jax.audio.fusion import excerpt_starts, fusion_views, squeeze
 
@@ -30,7 +31,6 @@ def test_excerpts_lie_in_their_thirds(total):
 @pytest.mark.parametrize("frames", [20, 21, 37, 60])
 def test_squeezed_clip_is_torchs(frames):
     """The whole clip as the released fused models saw it; a shifted grid moves every event."""
-    torch = pytest.importorskip("torch")
     mel = RNG.standard_normal((1, 60, 5)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(
         torch.tensor(mel[:, None, :frames]), size=(20, 5), mode="bilinear", align_corners=False

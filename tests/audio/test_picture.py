@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from alm_jax.audio.picture import fold, picture_patches, stretch
 
@@ -12,7 +13,6 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("frames", [2, 33, 61, 64])
 def test_stretch_is_torchs(frames):
     """The tower would see every event at another place than the released checkpoints do."""
-    torch = pytest.importorskip("torch")
     mel = RNG.standard_normal((2, 1, 70, 3)).astype(np.float32)
     theirs = torch.nn.functional.interpolate(
         torch.tensor(mel[:, :, :frames]), (64, 3), mode="bicubic", align_corners=True
@@ -34,7 +34,6 @@ def test_fold():
 
 def test_patches_are_a_convolutions():
     """Imported kernels would meet other pixels than they were trained on."""
-    torch = pytest.importorskip("torch")
     picture = RNG.standard_normal((2, 16, 16)).astype(np.float32)
     kernel = RNG.standard_normal((5, 1, 4, 6)).astype(np.float32)
     theirs = torch.nn.functional.conv2d(

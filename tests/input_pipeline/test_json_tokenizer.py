@@ -6,13 +6,13 @@ import pickle
 from pathlib import Path
 
 import pytest
+import tokenizers
+import transformers
 
 from alm_jax.errors import UserError
 from input_pipeline.json_tokenizer import JsonTokenizer, find_tokenizer
 from input_pipeline.text import Tokenizer
 
-tokenizers = pytest.importorskip("tokenizers")
-transformers = pytest.importorskip("transformers")
 CAPTIONS = [
     "a dog barks twice in the distance",
     "a woman says the number seven",

@@ -12,14 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from flax import serialization
 
 from alm_jax.errors import UserError
 from alm_jax.interop.checkpoint_files import open_checkpoint, write_safetensors, write_torch
 from alm_jax.interop.flax_files import write_flax
 from alm_jax.interop.torch_files import read_torch
-
-torch = pytest.importorskip("torch")
 
 
 def state_dict() -> dict:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from flax import nnx
 
 from alm_jax.audio.patches import Patches
@@ -13,8 +15,6 @@ from alm_jax.models.audio_vit import AudioViT, VitConfig
 from alm_jax.models.towers import patch_shape
 from tests.quick_jit import quick_jit
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 SIDE = 8  # a picture of 8 x 8 patches
 
 

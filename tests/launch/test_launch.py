@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch import __main__ as launch
 from launch import host, processes
@@ -92,7 +93,6 @@ def test_every_target_and_golden_is_tested():
 @pytest.mark.parametrize("name", ["jobset_gpu", "jobset_tpu", "skypilot", "skypilot_spot"])
 def test_files_are_yaml(name, tmp_path, monkeypatch):
     """The cluster would refuse the file."""
-    yaml = pytest.importorskip("yaml")  # comes with orbax
     place = CASES[name].index("--")
     parser_input = dry(CASES[name])
     assert place

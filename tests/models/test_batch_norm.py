@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+import torch
 from flax import nnx
 
 from alm_jax.models.batch_norm import BatchNorm
@@ -13,7 +13,6 @@ RNG = np.random.default_rng(0)
 
 def test_training_and_evaluation_are_torchs():
     """Statistics that move otherwise make an imported model drift when it is trained further."""
-    torch = pytest.importorskip("torch")
     theirs, ours = torch.nn.BatchNorm2d(3), BatchNorm(3)
     for step in range(3):
         x = (2.0 + step + RNG.standard_normal((4, 5, 6, 3)) * 3).astype(np.float32)
@@ -53,7 +52,6 @@ def test_nothing_counts():
 
 def test_gradients_are_torchs():
     """Training with batch statistics treated as constants converges to something else."""
-    torch = pytest.importorskip("torch")
     x = RNG.standard_normal((5, 3)).astype(np.float32)
     weight = RNG.standard_normal((5, 3)).astype(np.float32)
     graph, variables = nnx.split(BatchNorm(3))

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from flax import nnx
 
 from alm_jax.audio.patches import Patches
@@ -26,9 +28,6 @@ from alm_jax.train_state import join, model_graph
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
 from rule import waveform
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 T, F, L, V = 201, 16, 12, 50
 SIZES = dict(
