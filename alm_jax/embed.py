@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, Any
 from alm_jax import cli
 from alm_jax.arguments import ArgumentParser
 from alm_jax.errors import UserError
-from alm_jax.verb_inputs import find_audio, load_model, positive_int, report_skipped, require_some
+from alm_jax.inference.verb_inputs import (
+    find_audio,
+    load_model,
+    positive_int,
+    report_skipped,
+    require_some,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from alm_jax.api import Model
+    from alm_jax.inference.model import Model
     from input_pipeline.audio_files import AudioError
 
 

@@ -34,11 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Late: `alm eval --help` should not wait for JAX.
-    from alm_jax.api import load
-    from alm_jax.baseline import ridge_results
-    from alm_jax.evaluation_files import save_evaluation
-    from alm_jax.evaluation_suite import evaluate_split
+    from alm_jax.evaluators.baseline import ridge_results
+    from alm_jax.evaluators.files import save_evaluation
     from alm_jax.evaluators.results import format_table, write_results
+    from alm_jax.evaluators.suite import evaluate_split
+    from alm_jax.inference.model import load
 
     model = load(args.model)
     evaluation = evaluate_split(model, args.data or model.config.data.dir, args.split)

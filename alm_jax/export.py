@@ -115,11 +115,11 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"Wrote {export_official(args.model, args.output, args.official)}")
         return 0
+    from alm_jax.inference.folder import find_model
     from alm_jax.interop.exported import read_model
     from alm_jax.interop.layouts import get_layout
     from alm_jax.interop.model_card import DataSummary
     from alm_jax.interop.torch_export import export_params, require_torch
-    from alm_jax.model_folder import find_model
 
     require_torch()
     results = _results(args.results)

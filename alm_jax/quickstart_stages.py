@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alm_jax import train
-from alm_jax.api import load
-from alm_jax.baseline import NAMES, ridge_results
 from alm_jax.config import read_config
-from alm_jax.evaluation_files import load_evaluation, save_evaluation
-from alm_jax.evaluation_suite import Evaluation, embed_clips, evaluate_split, retrieval_results
+from alm_jax.evaluators.baseline import NAMES, ridge_results
+from alm_jax.evaluators.files import load_evaluation, save_evaluation
 from alm_jax.evaluators.results import format_table, read_results, write_results
+from alm_jax.evaluators.suite import Evaluation, embed_clips, evaluate_split, retrieval_results
 from alm_jax.export import real_examples
+from alm_jax.inference.model import load
 from alm_jax.interop.exported import read_model
 from alm_jax.interop.model_card import DataSummary
 from alm_jax.interop.torch_export import export_torch, load_module

@@ -17,7 +17,7 @@ from pathlib import Path
 from alm_jax import cli
 from alm_jax.arguments import ArgumentParser
 from alm_jax.errors import UserError
-from alm_jax.verb_inputs import load_model, positive_int
+from alm_jax.inference.verb_inputs import load_model, positive_int
 
 
 def _port(text: str) -> int:

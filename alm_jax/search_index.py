@@ -25,7 +25,7 @@ from alm_jax.errors import UserError
 from input_pipeline.audio_files import AUDIO_SUFFIXES, find_audio_files
 
 if TYPE_CHECKING:
-    from alm_jax.api import Model
+    from alm_jax.inference.model import Model
 
 # Part of the key of a saved index: raise it when what is saved changes its meaning.
 _LAYOUT = 1

@@ -26,7 +26,7 @@ from alm_jax.search_index import Hit, Index
 from input_pipeline.audio_files import AudioError, read_audio
 
 if TYPE_CHECKING:
-    from alm_jax.api import Model
+    from alm_jax.inference.model import Model
 
 HOST = "127.0.0.1"
 EXAMPLES = (

@@ -24,13 +24,13 @@ from alm_jax import checkpoints as ckpt
 from alm_jax import cli
 from alm_jax.config import config_diff, parse_train_argv, read_config, save_config
 from alm_jax.errors import UserError
+from alm_jax.evaluators.in_training import make_evaluator
 from alm_jax.init_from import init_from
 from alm_jax.metrics import MetricWriter, names_at
 from alm_jax.parallel import distributed, preemption
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.parallel.sharding import describe
 from alm_jax.parallel.watchdog import Watchdog
-from alm_jax.train_evaluator import make_evaluator
 from alm_jax.train_state import TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step
 from input_pipeline.loader import train_loader

@@ -16,9 +16,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import alm_jax
-from alm_jax.api import Model
 from alm_jax.checkpoints import Checkpoints
 from alm_jax.config import load_config, save_config
+from alm_jax.inference.model import Model
 from alm_jax.train_state import TrainState, model_graph
 from input_pipeline.text import FILE_NAME, Tokenizer
 

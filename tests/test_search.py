@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from alm_jax import cli, search, search_index, search_page
-from alm_jax.api import Model
+from alm_jax.inference.model import Model
 from alm_jax.search_index import Index, build_index
 from alm_jax.search_page import Page
 from tests import odd_files

@@ -1,6 +1,7 @@
 """Numbers about a model: retrieval, zero-shot classification, captions, and a baseline.
 
-Everything here works on numpy arrays and strings, knows no model, and reports each number with the
-score that knowing nothing would get. Two metrics of the same embeddings are equal whatever the row
-order, block size or machine.
+The metrics work on numpy arrays and strings, know no model, and report each number with the score
+that knowing nothing would get. Two metrics of the same embeddings are equal whatever the row order,
+block size or machine. `clips` is a held-out split as they see it, `suite` runs them on a model, and
+`in_training` does so on the train loop's schedule.
 """

@@ -21,12 +21,12 @@ import numpy as np
 from alm_jax.checkpoints import Checkpoints
 from alm_jax.config import save_config
 from alm_jax.errors import UserError
+from alm_jax.inference.folder import find_model
 from alm_jax.interop.checkpoint_files import read_safetensors, write_safetensors, write_torch
 from alm_jax.interop.exported import RECORD_NAME, read_model
 from alm_jax.interop.flax_files import write_flax
 from alm_jax.interop.formats import get_format
 from alm_jax.interop.importing import Checkpoint, Format, Imported, from_alm
-from alm_jax.model_folder import find_model
 from alm_jax.train_state import TrainState
 from input_pipeline.text import FILE_NAME, Tokenizer
 

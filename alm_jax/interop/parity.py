@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
 from alm_jax.audio.patches import take
 from alm_jax.errors import UserError
-from alm_jax.inference import Inference
+from alm_jax.inference.jitted import Inference
 from alm_jax.interop.parity_inputs import ROWS, SENTENCES, batches, synthetic_clips
 from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_patches

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 import alm_jax
-from alm_jax.api import Model
 from alm_jax.config import read_config
-from alm_jax.evaluation_data import Clips
-from alm_jax.evaluation_suite import Evaluation
+from alm_jax.evaluators.clips import Clips
+from alm_jax.evaluators.suite import Evaluation
+from alm_jax.inference.model import Model
 from alm_jax.metrics import read_metrics
 from alm_jax.report import examples, numbers, page, sections, sounds
 from alm_jax.report.charts import Line, line_chart

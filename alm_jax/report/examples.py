@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from alm_jax.evaluation_data import Clips
-from alm_jax.evaluation_suite import Evaluation, Model, ZeroShotAnswers
+from alm_jax.evaluators.clips import Clips
 from alm_jax.evaluators.ranking import unit_grid
+from alm_jax.evaluators.suite import Evaluation, Model, ZeroShotAnswers
 
 # Asked in words of nobody's caption, so there is no right answer to mark.
 FREE_QUERIES = (

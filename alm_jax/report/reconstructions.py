@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from alm_jax.audio.masking import MaskingConfig, mask_view
 from alm_jax.audio.patches import PatchConfig, Patches
-from alm_jax.inference import Inference
+from alm_jax.inference.jitted import Inference
 from alm_jax.interop.exported import read_model
 from alm_jax.train_state import model_graph
 

@@ -17,8 +17,8 @@ import tensorflow_datasets as tfds
 
 from alm_jax import cli
 from alm_jax.errors import UserError
-from alm_jax.evaluation_data import Clips
-from alm_jax.evaluation_suite import caption_results, retrieval_results
+from alm_jax.evaluators.clips import Clips
+from alm_jax.evaluators.suite import caption_results, retrieval_results
 from input_pipeline import audio_files, cleaning, prepare
 from input_pipeline.cleaning import Limits, check_pcm, clean_captions, find_duplicates
 from input_pipeline.examples import Example, Settings, examples, label_text

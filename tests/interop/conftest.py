@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alm_jax.api import Model
 from alm_jax.export import real_examples
+from alm_jax.inference.model import Model
 from alm_jax.interop import torch_export
 from alm_jax.interop.exported import read_model
 from alm_jax.interop.model_card import DataSummary

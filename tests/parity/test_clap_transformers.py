@@ -19,7 +19,7 @@ from flax import nnx
 from alm_jax.audio.patches import Patches
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
-from alm_jax.inference import Inference
+from alm_jax.inference.jitted import Inference
 from alm_jax.interop import hf_clap
 from alm_jax.interop.checkpoint_files import open_checkpoint
 from alm_jax.interop.hf_clap import FORMAT

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from alm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from alm_jax.api import Model
+    from alm_jax.inference.model import Model
     from input_pipeline.audio_files import AudioError
 
 

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alm_jax import api
 from alm_jax.errors import UserError
-from alm_jax.evaluation_data import Clips, ZeroShotTask, zero_shot_tasks
 from alm_jax.evaluators.caption_metrics import caption_metrics
+from alm_jax.evaluators.clips import Clips, ZeroShotTask, zero_shot_tasks
 from alm_jax.evaluators.results import flatten_results
 from alm_jax.evaluators.retrieval import retrieval_metrics, select_clips
 from alm_jax.evaluators.zero_shot import build_prompts, ensemble_prompts, zero_shot_metrics
+from alm_jax.inference.model import Model as JaxModel
 
 Results = dict[str, dict[str, Any]]
 
@@ -35,7 +35,7 @@ _CHUNK = 512  # clips in memory at a time
 
 
 class Model(Protocol):
-    """What can be scored: `alm_jax.api.Model`, or another framework's behind the same names."""
+    """What can be scored: `alm_jax.load`'s model, or another framework's behind the same names."""
 
     @property
     def sample_rate(self) -> int:
@@ -60,7 +60,7 @@ def embed_clips(
     rows: range | None = None,
     progress: str = "embedding clips",
 ) -> np.ndarray:
-    """Embeddings [n, J] float32 of all clips of a split, whole (see `alm_jax.api.Model`).
+    """Embeddings [n, J] float32 of all clips of a split, whole (see `Model.embed_audio`).
 
     Args:
       model: embeds clips.
@@ -75,7 +75,7 @@ def embed_clips(
     return np.concatenate(parts)
 
 
-def generate_captions(model: api.Model, clips: Clips) -> list[str] | None:
+def generate_captions(model: JaxModel, clips: Clips) -> list[str] | None:
     """One greedy caption a clip, or None where the model has no caption decoder."""
     if not model.has_captions:
         return None
@@ -178,7 +178,7 @@ def zero_shot_results(
     return results, answers
 
 
-def evaluate_split(model: api.Model, directory: str | os.PathLike[str], split: str) -> Evaluation:
+def evaluate_split(model: JaxModel, directory: str | os.PathLike[str], split: str) -> Evaluation:
     """Scores a model on a split: retrieval, zero-shot classification and generated captions.
 
     Args:

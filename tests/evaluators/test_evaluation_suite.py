@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alm_jax import evaluation_suite
-from alm_jax.baseline import ridge_results
+import alm_jax
 from alm_jax.errors import UserError
-from alm_jax.evaluation_data import Clips, zero_shot_tasks
-from alm_jax.evaluation_files import load_evaluation, save_evaluation
-from alm_jax.evaluation_suite import (
+from alm_jax.evaluators.baseline import ridge_results
+from alm_jax.evaluators.clips import Clips, zero_shot_tasks
+from alm_jax.evaluators.files import load_evaluation, save_evaluation
+from alm_jax.evaluators.results import flatten_results
+from alm_jax.evaluators.suite import (
     Evaluation,
     caption_results,
     embed_clips,
@@ -21,7 +22,6 @@ from alm_jax.evaluation_suite import (
     retrieval_results,
     zero_shot_results,
 )
-from alm_jax.evaluators.results import flatten_results
 from tests.model_fixtures import clap_model
 
 WIDTH = 2048
@@ -141,7 +141,7 @@ def test_a_model_without_text_is_refused(tiny_dataset: Path) -> None:
     """Scoring stage 1 would end in a traceback instead of saying what to give."""
     from tests.model_fixtures import mae_workdir
 
-    model = evaluation_suite.api.load(mae_workdir())
+    model = alm_jax.load(mae_workdir())
     with pytest.raises(UserError, match="stage-2"):
         evaluate_split(model, tiny_dataset, "test")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from alm_jax.decoding import Decoding
-from alm_jax.inference import Inference
+from alm_jax.inference.decoding import Decoding
+from alm_jax.inference.jitted import Inference
 from alm_jax.train_state import model_graph
 from tests.quick_jit import quick_jit
 from tests.random_params import draw_like

@@ -12,8 +12,9 @@ import soundfile
 import soxr
 
 import alm_jax
-from alm_jax import api, clips
 from alm_jax.errors import UserError
+from alm_jax.inference import clips
+from alm_jax.inference.model import Model
 from input_pipeline.audio_files import AudioError, read_audio, to_int16
 from input_pipeline.text import Tokenizer
 from tests.model_fixtures import clap_model, clap_workdir, mae_workdir
@@ -29,7 +30,7 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
     return (3000 * rhythm * rng.standard_normal(samples)).astype(np.int16)
 
 
-def alone(model: api.Model, audio: np.ndarray) -> np.ndarray:
+def alone(model: Model, audio: np.ndarray) -> np.ndarray:
     """The embedding [d] of one window as the model gives it without padding or batch mates."""
     forward = model._inference.embed_audio if model.has_text else model._mean_pooled
     length = np.asarray([len(audio)], np.int32)
@@ -37,11 +38,11 @@ def alone(model: api.Model, audio: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def mae() -> api.Model:
+def mae() -> Model:
     return alm_jax.load(mae_workdir())
 
 
-def test_properties(mae: api.Model) -> None:
+def test_properties(mae: Model) -> None:
     """Code that asks the model what it is gets a wrong answer."""
     model = clap_model()
     assert (model.sample_rate, model.embed_dim, model.max_seconds) == (16000, 24, 2.0)
@@ -53,7 +54,7 @@ def test_properties(mae: api.Model) -> None:
 
 
 @pytest.mark.parametrize("which", ["clap", "mae"])
-def test_embedding_depends_on_the_clip_alone(which: str, mae: api.Model) -> None:
+def test_embedding_depends_on_the_clip_alone(which: str, mae: Model) -> None:
     """The same file gets another embedding in another folder, batch or padding."""
     model = clap_model() if which == "clap" else mae
     sounds = [noise(n, seed) for seed, n in enumerate((7000, 9000, 1, 8001, 32000))]
@@ -222,7 +223,7 @@ def test_captions() -> None:
     assert all("\n" not in caption and "\t" not in caption for caption in found)
 
 
-def test_stage_1_model(mae: api.Model) -> None:
+def test_stage_1_model(mae: Model) -> None:
     """A masked autoencoder, which has no words, ends in an AttributeError."""
     with pytest.raises(UserError, match="no text side"):
         mae.embed_text("a dog")
@@ -230,14 +231,14 @@ def test_stage_1_model(mae: api.Model) -> None:
         mae.caption(noise(100), RATE)
 
 
-def test_fingerprint(mae: api.Model) -> None:
+def test_fingerprint(mae: Model) -> None:
     """A search index of other parameters is taken for this model's, or never found again."""
     model = clap_model()
     again = alm_jax.load(clap_workdir())
     assert again.fingerprint == model.fingerprint != mae.fingerprint
     params = dict(again._params)
     params["logit_scale"] = params["logit_scale"] + 1
-    other = api.Model(again.config, params, again._tokenizer, "here")
+    other = Model(again.config, params, again._tokenizer, "here")
     assert other.fingerprint != model.fingerprint
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from alm_jax.errors import UserError
-from alm_jax.evaluation_data import Clips, zero_shot_tasks
-from alm_jax.evaluation_suite import Evaluation, Results, ZeroShotAnswers
+from alm_jax.evaluators.clips import Clips, zero_shot_tasks
+from alm_jax.evaluators.suite import Evaluation, Results, ZeroShotAnswers
 
 EMBEDDINGS, PREDICTIONS = "embeddings.npz", "predictions.json"
 

@@ -10,9 +10,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from alm_jax.api import Model
-from alm_jax.evaluation_data import Clips
-from alm_jax.evaluation_suite import embed_clips, retrieval_results
+from alm_jax.evaluators.clips import Clips
+from alm_jax.evaluators.suite import embed_clips, retrieval_results
+from alm_jax.inference.model import Model
 from alm_jax.parallel.distributed import row_share
 from alm_jax.parallel.mesh import batch_sharding, replicated
 from alm_jax.train_state import Setup

@@ -29,16 +29,16 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import flat_names
-from alm_jax.clips import as_clips
-from alm_jax.decoding import Decoding
 from alm_jax.errors import UserError
-from alm_jax.inference import Inference
+from alm_jax.inference.clips import as_clips
+from alm_jax.inference.decoding import Decoding
+from alm_jax.inference.folder import check_fit, find_model
+from alm_jax.inference.jitted import Inference
+from alm_jax.inference.window_batches import ClipResult, bucket_sizes, each_clip
 from alm_jax.interop.exported import read_model
-from alm_jax.model_folder import check_fit, find_model
 from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_config
 from alm_jax.train_state import model_graph
-from alm_jax.window_batches import ClipResult, bucket_sizes, each_clip
 from input_pipeline.text import FILE_NAME, Tokenizer
 
 log = logging.getLogger("alm_jax")
@@ -264,7 +264,7 @@ class Model:
           sample_rate: of the arrays, in Hz.
           max_length: most tokens of a caption; `max_text_tokens` if None.
           decode: "greedy", "sample:temperature=0.8,top_p=0.9,seed=1", "beam:beams=4"; the fields
-            are those of `alm_jax.decoding.Decoding`.
+            are those of `alm_jax.inference.decoding.Decoding`.
           batch_size: clips that the model takes at a time.
 
         Returns:

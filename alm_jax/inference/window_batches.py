@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from alm_jax.clips import Clip, clip_name, pcm_blocks, windows
+from alm_jax.inference.clips import Clip, clip_name, pcm_blocks, windows
 from input_pipeline.audio_files import AudioError, is_silent
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def each_clip(
     """Runs a model over the windows of all clips; a bad clip does not disturb the others.
 
     Args:
-      clips: paths, or arrays (see `alm_jax.clips.pcm`).
+      clips: paths, or arrays (see `alm_jax.inference.clips.pcm`).
       forward: audio int16 [B, S], audio_length int32 [B] -> array [B, ...], perhaps computed
         asynchronously.
       from_rate: sample rate of the arrays in Hz.

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
 from alm_jax.audio.patches import Patches
-from alm_jax.decoding import Decoding, beam_search, clip_keys, generate
+from alm_jax.inference.decoding import Decoding, beam_search, clip_keys, generate
 from alm_jax.models.audio_text import AudioTextModel, needed
 from alm_jax.models.towers import tower_patches
 from alm_jax.objectives.forward import spectrogram

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alm_jax.decoding import Decoding, beam_search, clip_keys, generate, nucleus
 from alm_jax.errors import UserError
+from alm_jax.inference.decoding import Decoding, beam_search, clip_keys, generate, nucleus
 
 V, WIDTH, BOS, EOS, LENGTH, B = 4, 5, 1, 2, 4, 3
 RNG = np.random.default_rng(0)

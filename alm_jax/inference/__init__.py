@@ -1,0 +1,1 @@
+"""A trained model in use: any clip in, embeddings, captions and reconstructions out."""
