@@ -12,21 +12,22 @@ import optax
 from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
-from alm_jax.models.audio_text import needed
+from alm_jax.models.audio_text import AudioTextModel, needed
 from alm_jax.objectives.forward import Forward
+from alm_jax.objectives.objective import Metrics, Objective, Rows
 
 REDUCTIONS = ("positions", "tokens")
 
 
-def caption_loss(
+def caption_rows(
     logits: jax.Array,
     tokens: jax.Array,
     mask: jax.Array,
     *,
     reduction: str = "tokens",
     label_smoothing: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Teacher-forced cross-entropy and accuracy.
+) -> Rows:
+    """Teacher-forced cross-entropy and hits of each caption.
 
     Args:
       logits: [B, L, V] float32, position i predicts token i + 1.
@@ -36,7 +37,8 @@ def caption_loss(
       label_smoothing: share of the target spread over the vocabulary.
 
     Returns:
-      Two scalars: the loss, and the share of real tokens predicted right.
+      Arrays [B]: `entropy`, the sum over real tokens; `divisor`, what the reduction counts;
+      `tokens`, the number of real ones that are predicted; `hits`, that of those predicted right.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(
@@ -49,26 +51,26 @@ def caption_loss(
         loss = optax.softmax_cross_entropy(logits, labels)
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    real = jnp.maximum(weight.sum(), 1.0)
-    denominator = weight.size if reduction == "positions" else real
+    real = weight.sum(axis=1)
     hits = (jnp.argmax(logits, axis=-1) == targets) * weight
-    return jnp.sum(loss * weight) / denominator, hits.sum() / real
+    return {
+        "entropy": jnp.sum(loss * weight, axis=1),
+        "divisor": jnp.full_like(real, weight.shape[1]) if reduction == "positions" else real,
+        "tokens": real,
+        "hits": hits.sum(axis=1),
+    }
 
 
-def captioning(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Caption loss of the batch.
+def caption_loss(rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """The loss, and the share of real tokens predicted right, of all of `caption_rows`."""
+    total = {name: row.sum() for name, row in rows.items()}
+    return (
+        total["entropy"] / jnp.maximum(total["divisor"], 1.0),
+        total["hits"] / jnp.maximum(total["tokens"], 1.0),
+    )
 
-    Args:
-      forward: reads audio and text states and the model's `caption_decoder`.
-      config: `reduction`, `label_smoothing`.
 
-    Returns:
-      The loss, and `captioning_loss`, `captioning_accuracy`.
-
-    Raises:
-      UserError: if there is no decoder, or the clips have several views.
-      ValueError: if the text tower is not causal, and would see the answer.
-    """
+def _rows(forward: Forward, config: ConfigDict) -> Rows:
     decoder = needed(forward.model.caption_decoder, "model.caption_decoder")
     if not needed(forward.model.text, "model.text").config.causal:
         raise ValueError("objectives.captioning needs model.text.causal=True: the decoder reads it")
@@ -84,11 +86,28 @@ def captioning(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[st
         forward.audio_mask,
         key=forward.key_for("decoder"),
     )
-    loss, accuracy = caption_loss(
+    return caption_rows(
         logits,
         forward.batch["text"],
         forward.batch["text_mask"],
         reduction=config.reduction,
         label_smoothing=config.label_smoothing,
     )
+
+
+def _loss(rows: Rows, model: AudioTextModel, config: ConfigDict) -> tuple[jax.Array, Metrics]:
+    del model, config
+    loss, accuracy = caption_loss(rows)
     return loss, {"captioning_loss": loss, "captioning_accuracy": accuracy}
+
+
+captioning = Objective(_rows, _loss)
+"""Caption loss of the batch.
+
+Reads audio and text states and the model's `caption_decoder`. Config: `reduction`,
+`label_smoothing`. Metrics: `captioning_loss`, `captioning_accuracy`.
+
+Raises:
+  UserError: if there is no decoder, or the clips have several views.
+  ValueError: if the text tower is not causal, and would see the answer.
+"""

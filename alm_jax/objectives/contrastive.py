@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from alm_jax.models.audio_text import AudioTextModel
 from alm_jax.objectives.forward import Forward
+from alm_jax.objectives.objective import Metrics, Objective, Rows
 
 REDUCTIONS = {"sum": 1.0, "mean": 0.5}
 
@@ -53,41 +55,40 @@ def info_nce(
     return cross_entropy(logits), cross_entropy(logits.T)
 
 
-def same_caption(tokens: jax.Array) -> jax.Array:
-    """[B, B] bool, True off the diagonal where two rows of tokens [B, L] are the same caption."""
+def caption_digest(tokens: jax.Array) -> jax.Array:
+    """[B] int32 hashes of tokens [B, L]; equal captions have equal ones."""
     weights = jax.random.randint(
         jax.random.key(0), (tokens.shape[1],), 0, jnp.iinfo(jnp.int32).max, jnp.int32
     )
     # A 32-bit hash instead of comparing B x B x L tokens; int32 products wrap, which is intended.
-    digest = jnp.sum(tokens * weights, axis=1)
-    return (digest[:, None] == digest[None, :]) & ~jnp.eye(tokens.shape[0], dtype=bool)
+    return jnp.sum(tokens * weights, axis=1)
 
 
-def contrastive(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """InfoNCE in both directions; of several masked views, the mean (FLAP).
+def same_caption(digest: jax.Array) -> jax.Array:
+    """[B, B] bool, True off the diagonal where two rows have the same digest [B]."""
+    return (digest[:, None] == digest[None, :]) & ~jnp.eye(digest.shape[0], dtype=bool)
 
-    Each view of the batch is scored against the captions by itself, so that the number of negatives
-    does not depend on the number of views.
 
-    Args:
-      forward: reads both embeddings, the tokens and the model's `logit_scale` (log space).
-      config: `reduction` ("sum" as in Cacophony, "mean" as in CLIP), `max_logit_scale` (clamp of
-        exp(logit_scale), 0 for none), `ignore_same_caption`, `label_smoothing`.
+def _rows(forward: Forward, config: ConfigDict) -> Rows:
+    del config
+    return {
+        "audio": forward.audio_embedding,
+        "text": forward.text_embedding,
+        "caption": caption_digest(forward.batch["text"]),
+    }
 
-    Returns:
-      The loss, and `contrastive_loss`, `contrastive_chance` (what random embeddings give),
-      `contrastive_accuracy`, `logit_scale`, `same_caption_share`.
-    """
+
+def _loss(rows: Rows, model: AudioTextModel, config: ConfigDict) -> tuple[jax.Array, Metrics]:
     if config.reduction not in REDUCTIONS:
         raise ValueError(
             f"objectives.contrastive.reduction is {config.reduction!r}; "
             f"it must be one of {list(REDUCTIONS)}"
         )
-    audio, text = forward.audio_embedding, forward.text_embedding
-    scale = jnp.exp(forward.model.logit_scale.get_value())
+    audio, text = rows["audio"], rows["text"]
+    scale = jnp.exp(model.logit_scale.get_value())
     if config.max_logit_scale:
         scale = jnp.minimum(scale, config.max_logit_scale)
-    same = same_caption(forward.batch["text"])
+    same = same_caption(rows["caption"])
     ignore = same if config.ignore_same_caption else None
     views = audio.reshape(text.shape[0], -1, audio.shape[-1])
     losses = []
@@ -108,3 +109,15 @@ def contrastive(forward: Forward, config: ConfigDict) -> tuple[jax.Array, dict[s
         "logit_scale": scale,
         "same_caption_share": same.any(axis=1).mean(),
     }
+
+
+contrastive = Objective(_rows, _loss)
+"""InfoNCE in both directions; of several masked views, the mean (FLAP).
+
+Each view of the batch is scored against the captions by itself, so that the number of negatives
+does not depend on the number of views. Reads both embeddings, the tokens and the model's
+`logit_scale` (log space). Config: `reduction` ("sum" as in Cacophony, "mean" as in CLIP),
+`max_logit_scale` (clamp of exp(logit_scale), 0 for none), `ignore_same_caption`, `label_smoothing`.
+Metrics: `contrastive_loss`, `contrastive_chance` (what random embeddings give),
+`contrastive_accuracy`, `logit_scale`, `same_caption_share`.
+"""

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.masking import MaskingConfig
 from alm_jax.errors import UserError
-from alm_jax.objectives.captioning import caption_loss, captioning
+from alm_jax.objectives.captioning import caption_loss, caption_rows, captioning
 from tests.quick_jit import quick_jit
 
 B, L, V = 3, 6, 11
@@ -41,7 +41,8 @@ def test_loss_gradient_and_accuracy(reduction, smoothing):
     """Off by one, the decoder learns to repeat its input; padding would be learned as text."""
 
     def loss(logits):
-        return caption_loss(logits, TOKENS, MASK, reduction=reduction, label_smoothing=smoothing)
+        fields = dict(reduction=reduction, label_smoothing=smoothing)
+        return caption_loss(caption_rows(logits, TOKENS, MASK, **fields))
 
     (value, accuracy), grad = quick_jit(jax.value_and_grad(loss, has_aux=True))(LOGITS)
     want, hits = reference(LOGITS, reduction, smoothing)
@@ -60,13 +61,13 @@ def test_loss_gradient_and_accuracy(reduction, smoothing):
 
 def test_logits_without_knowledge_cost_ln_vocabulary():
     """A caption loss stuck at chance could not be recognised as one."""
-    value, _ = caption_loss(jnp.zeros((B, L, V)), TOKENS, MASK, reduction="tokens")
+    value, _ = caption_loss(caption_rows(jnp.zeros((B, L, V)), TOKENS, MASK))
     assert value == pytest.approx(np.log(V), rel=1e-6)
 
 
 def test_a_batch_of_empty_captions_is_no_division_by_zero():
     """One batch without a token would turn all parameters into NaN."""
-    value, accuracy = caption_loss(LOGITS, TOKENS, np.zeros((B, L), bool), reduction="tokens")
+    value, accuracy = caption_loss(caption_rows(LOGITS, TOKENS, np.zeros((B, L), bool)))
     assert (value, accuracy) == (0, 0)
 
 
@@ -110,4 +111,4 @@ def test_wrong_settings_are_named():
     with pytest.raises(UserError, match=r"one view of a clip: set masking\.views=1"):
         captioning(forward(lambda *args, key: LOGITS, views=2), CONFIG)
     with pytest.raises(ValueError, match=r"captioning\.reduction is 'sum'.*positions"):
-        caption_loss(LOGITS, TOKENS, MASK, reduction="sum")
+        caption_rows(LOGITS, TOKENS, MASK, reduction="sum")

@@ -9,7 +9,12 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from alm_jax.objectives.contrastive import contrastive, info_nce, same_caption
+from alm_jax.objectives.contrastive import (
+    caption_digest,
+    contrastive,
+    info_nce,
+    same_caption,
+)
 from tests.quick_jit import quick_jit
 
 B, J = 6, 5
@@ -160,7 +165,7 @@ def test_captions_are_the_same_only_if_every_token_is():
             changed[place] ^= 1 << power
             rows.append(changed)
     rows += [np.roll(base, 1), np.where(np.arange(length) < 9, base, 0), base[::-1]]
-    found = np.array(quick_jit(same_caption)(np.array(rows, np.int32)))
+    found = np.array(same_caption(quick_jit(caption_digest)(np.array(rows, np.int32))))
     assert found[0, 1]
     assert found[1, 0]
     assert found.sum() == 2
