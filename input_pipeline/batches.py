@@ -6,18 +6,26 @@ A batch is a dict of numpy arrays; B rows are this host's share, S and L are sta
   text          int32 [B, L]  token ids, zero padded
   text_mask     bool  [B, L]  True on bos, pieces and eos
   example_id    int32 [B]     index in the split; in a mixture, counted on over the sources
+Where there are labels, batches add
+  labels        bool  [B, Y]  True for the classes of the clip
+With a chance of mixup, training batches add a second clip, like the first:
+  mix_audio     int16 [B, S]
+  mix_length    int32 [B]     0 on rows that stay as they are
+  mix_labels    bool  [B, Y]  where there are labels
 Evaluation batches add
   _mask         bool  [B]     False on padding rows: one silent sample, an empty caption, id -1
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
+from input_pipeline.labels import Labels
 from input_pipeline.loader_config import LoaderConfig
-from input_pipeline.shuffle import shuffled_visits
+from input_pipeline.shuffle import shuffled_visits, weighted_visits
 from input_pipeline.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -48,41 +56,79 @@ class TrainBatches:
         tokenizer: Encoder,
         seed: int,
         rows: range,
+        labels: Labels | None = None,
     ) -> None:
         self._config = config
         self._sources = opened
         self._offsets = np.cumsum([0, *map(len, opened)]).tolist()
         self._tokenizer = tokenizer
         self._rows = rows
+        self._labels = labels
+        self._kept = [_kept(labels, *ends) for ends in pairwise(self._offsets)]
         # A hash of the seed: grain adds the epoch to its shuffle seed, so that seed 1 would
         # otherwise begin with the second epoch of seed 0.
         words = np.random.SeedSequence(seed % 2**64).generate_state(2 + len(opened), np.uint32)
         self._key = words[:2].astype(np.uint64)
         orders = [
-            shuffled_visits(number, len(source), seed=int(words[2 + number]))
-            for number, source in enumerate(opened)
+            self._visits(number, seed=int(words[2 + number])) for number in range(len(opened))
         ]
         weights = [weight for _, weight in config.mixture]
         self._order = grain.MapDataset.mix(orders, weights) if len(orders) > 1 else orders[0]
+
+    def _visits(self, number: int, *, seed: int) -> grain.MapDataset:
+        """The endless order of one source, of places in `kept`."""
+        if self._config.sampling == "balanced":
+            assert self._labels is not None
+            weights = self._labels.weights()[self._offsets[number] : self._offsets[number + 1]]
+            return weighted_visits(number, weights[np.asarray(self._kept[number])], seed=seed)
+        return shuffled_visits(number, len(self._kept[number]), seed=seed)
 
     def __call__(self, step: int) -> Batch:
         """Builds one batch; a pure function of `step`."""
         config = self._config
         batch = _empty_batch(len(self._rows), config.num_samples, config.max_text_length)
+        mixed = np.full(len(self._rows), -1)  # example whose sound is mixed into each row
+        if config.mixup_probability:
+            batch["mix_audio"] = np.zeros_like(batch["audio"])
+            batch["mix_length"] = np.zeros_like(batch["audio_length"])
         first = step * config.batch_size
         for row, position in enumerate(self._rows):
-            number, epoch, index = self._order[first + position]
+            number, epoch, place = self._order[first + position]
+            index = int(self._kept[number][place])
             audio, captions = self._sources[number].audio_and_captions(index)
             # A counter-based generator: every (source, epoch, example) has a stream of its own.
             counter = np.array([0, index, epoch, number], np.uint64)
             rng = np.random.Generator(np.random.Philox(counter=counter, key=self._key))
-            start = int(rng.random() * (max(0, len(audio) - config.num_samples) + 1))
+            start = self._start(rng, audio)
             caption = captions[int(rng.random() * len(captions))] if captions else ""
             text, mask = self._tokenizer.encode(
                 caption, config.max_text_length, sample_alpha=config.text_sample_alpha, seed=rng
             )
             _fill_row(batch, row, audio[start:], text, mask, self._offsets[number] + index)
+            if config.mixup_probability:
+                mixed[row] = self._mix(batch, row, number, counter)
+        if self._labels is not None:
+            batch["labels"] = self._labels.rows(batch["example_id"])
+            if config.mixup_probability:
+                batch["mix_labels"] = self._labels.rows(mixed)
         return batch
+
+    def _mix(self, batch: Batch, row: int, number: int, counter: np.ndarray) -> int:
+        """Perhaps gives a row a second clip; returns its example id, or -1."""
+        counter[0] = 1  # a stream of its own, so that mixup changes nothing else
+        rng = np.random.Generator(np.random.Philox(counter=counter, key=self._key))
+        if rng.random() >= self._config.mixup_probability:
+            return -1
+        kept = self._kept[number]
+        index = int(kept[int(rng.random() * len(kept))])
+        audio, _ = self._sources[number].audio_and_captions(index)
+        start = self._start(rng, audio)
+        batch["mix_length"][row] = _fill_audio(batch["mix_audio"][row], audio[start:])
+        return int(self._offsets[number] + index)
+
+    def _start(self, rng: np.random.Generator, audio: np.ndarray) -> int:
+        """Where the row's crop of a clip begins."""
+        return int(rng.random() * (max(0, len(audio) - self._config.num_samples) + 1))
 
 
 class EvalBatches:
@@ -100,22 +146,26 @@ class EvalBatches:
         batch_size: int,
         rows: range,
         bucket_samples: Sequence[int],
+        labels: Labels | None = None,
     ) -> None:
         self._config = config
         self._sources = opened
         self._offsets = np.cumsum([0, *map(len, opened)])
         self._tokenizer = tokenizer
         self._num_rows = len(rows)
+        self._labels = labels
+        kept = np.asarray(_kept(labels, 0, int(self._offsets[-1])))
+        self.num_examples = len(kept)
         longest = config.num_samples
         sizes = np.unique([min(samples, longest) for samples in [*bucket_samples, longest]])
         if len(sizes) > 1:
             lengths = np.concatenate([source.lengths for source in opened])
-            group = np.searchsorted(sizes, np.minimum(lengths, longest))
+            group = np.searchsorted(sizes, np.minimum(lengths, longest))[kept]
         else:  # no need to read the split for its lengths
-            group = np.zeros(self._offsets[-1], np.int64)
+            group = np.zeros(len(kept), np.int64)
         self._plan = []
         for number, size in enumerate(sizes.tolist()):
-            ids = np.flatnonzero(group == number)
+            ids = kept[group == number]
             for start in range(0, len(ids), batch_size):
                 share = ids[start : start + batch_size][rows.start : rows.stop]
                 self._plan.append((size, share))
@@ -139,7 +189,16 @@ class EvalBatches:
         batch["text"][len(ids) :], batch["text_mask"][len(ids) :] = self._tokenizer.encode(
             "", length
         )
+        if self._labels is not None:
+            batch["labels"] = self._labels.rows(batch["example_id"])
         return batch
+
+
+def _kept(labels: Labels | None, first: int, end: int) -> Sequence[int] | np.ndarray:
+    """The examples first ... end - 1 that take part, counted from `first`."""
+    if labels is None:
+        return range(end - first)
+    return labels.kept[slice(*np.searchsorted(labels.kept, [first, end]))] - first
 
 
 def _empty_batch(num_rows: int, num_samples: int, max_text_length: int) -> Batch:
@@ -156,9 +215,14 @@ def _fill_row(
     batch: Batch, row: int, audio: np.ndarray, text: np.ndarray, mask: np.ndarray, example_id: int
 ) -> None:
     """Writes one example; audio beyond the row is cut, none at all counts as one silent sample."""
-    audio = audio[: batch["audio"].shape[1]]
-    batch["audio"][row, : len(audio)] = audio
-    batch["audio_length"][row] = max(1, len(audio))
+    batch["audio_length"][row] = _fill_audio(batch["audio"][row], audio)
     batch["text"][row] = text
     batch["text_mask"][row] = mask
     batch["example_id"][row] = example_id
+
+
+def _fill_audio(row: np.ndarray, audio: np.ndarray) -> int:
+    """Writes a clip to the front of a row of zeros; returns how many samples count."""
+    audio = audio[: len(row)]
+    row[: len(audio)] = audio
+    return max(1, len(audio))

@@ -20,6 +20,7 @@ from absl import flags, logging
 from alm_jax.errors import UserError
 from input_pipeline import batches
 from input_pipeline.batches import Batch, Encoder
+from input_pipeline.labels import Labels
 from input_pipeline.loader_config import LoaderConfig, host_rows
 
 _STATE_KEY = "next_step"
@@ -34,11 +35,13 @@ def train_loader(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    labels: Labels | None = None,
 ) -> "TrainLoader":
     """Makes the endless iterator over training batches.
 
     Every epoch is a new order of the split without repeats; where the split is not a multiple of
-    the batch, a batch spans two epochs. Order, crop and caption draw depend on the seed, the epoch
+    the batch, a batch spans two epochs. With `sampling="balanced"`, every position of a batch is
+    drawn by itself instead. Order, crop and caption draw depend on the seed, the epoch
     and the example alone.
 
     Args:
@@ -47,6 +50,7 @@ def train_loader(
       seed: of the order, the crops and the caption draws; any integer.
       process_index: this host's number, 0 ... process_count - 1.
       process_count: number of hosts; must divide `batch_size`.
+      labels: of the training split, where batches are to hold them.
 
     Returns:
       The loader; close it (or use it in a `with`) when `num_workers` is above 0.
@@ -57,7 +61,7 @@ def train_loader(
     config = LoaderConfig.create(data)
     rows = host_rows(config.batch_size, process_index, process_count)
     opened = config.open(config.train_split)
-    num_examples = sum(map(len, opened))
+    num_examples = sum(map(len, opened)) if labels is None else len(labels.kept)
     if num_examples < config.batch_size:
         logging.warning(
             "%s: %d examples are fewer than batch_size=%d, so every batch repeats some",
@@ -65,7 +69,7 @@ def train_loader(
             num_examples,
             config.batch_size,
         )
-    build = batches.TrainBatches(config, opened, tokenizer, seed, rows)
+    build = batches.TrainBatches(config, opened, tokenizer, seed, rows, labels)
     return TrainLoader(config, build, num_examples)
 
 
@@ -73,7 +77,7 @@ class TrainLoader(Iterator[Batch]):
     """Endless training batches; its whole state is the number of the next step.
 
     Attributes:
-      num_examples: in the split (all sources together).
+      num_examples: that take part (all sources together).
       steps_per_epoch: `num_examples` / global batch size, a fraction.
     """
 
@@ -153,6 +157,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     bucket_seconds: Sequence[float] = (),
+    labels: Labels | None = None,
 ) -> "EvalLoader":
     """Iterates over a split once, in a fixed order, every example exactly once.
 
@@ -171,6 +176,7 @@ def eval_batches(
         it, else into `max_seconds`. Batches of short clips come first, so a step compiles once for
         each length. Costs one reading of the split beforehand. Empty: all are padded to
         `max_seconds`, in the order of the split.
+      labels: of this split, where batches are to hold them; examples that they leave out are.
 
     Returns:
       An iterator with a length (number of batches).
@@ -184,15 +190,16 @@ def eval_batches(
     if any(samples < 1 for samples in bucket_samples):
         raise UserError(f"bucket_seconds={tuple(bucket_seconds)!r}: each must be above 0")
     opened = config.open(split)
-    build = batches.EvalBatches(config, opened, tokenizer, batch_size, rows, bucket_samples)
+    build = batches.EvalBatches(config, opened, tokenizer, batch_size, rows, bucket_samples, labels)
     return EvalLoader(config, build)
 
 
 class EvalLoader(Iterator[Batch]):
-    """One pass over a split; `len()` is its number of batches."""
+    """One pass over a split; `len()` is its number of batches, `num_examples` what they hold."""
 
     def __init__(self, config: LoaderConfig, build: batches.EvalBatches) -> None:
         self._length = len(build)
+        self.num_examples = build.num_examples
         steps = grain.MapDataset.range(self._length).map(build)
         self._iterator: Any = iter(steps.to_iter_dataset(_read_options(config)))
 

@@ -15,6 +15,7 @@ _LOWEST = {
     "read_threads": 0,
     "prefetch_batches": 1,
 }
+SAMPLING = ("uniform", "balanced")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,12 @@ class LoaderConfig:
       read_threads: threads that build batches, in each process. More than the cores is slower.
       prefetch_batches: batches read ahead, in each process; each takes B * S * 2 bytes.
       text_sample_alpha: subword sampling in training (`Tokenizer.encode`); 0 is off.
+      labels: feature with the class names of a clip; "" for batches without labels.
+      unlabelled: what becomes of clips without a label (`labels.read_labels`).
+      sampling: "uniform", each epoch holding every clip once; or "balanced", clips drawn by the
+        rarity of their classes (`Labels.weights`), with replacement.
+      mixup_probability: chance that a training clip comes with a second one to be mixed with,
+        drawn uniformly from its source.
     """
 
     dir: str = ""
@@ -48,6 +55,10 @@ class LoaderConfig:
     read_threads: int = 2
     prefetch_batches: int = 2
     text_sample_alpha: float = 0.0
+    labels: str = ""
+    unlabelled: str = "error"
+    sampling: str = "uniform"
+    mixup_probability: float = 0.0
 
     def __post_init__(self) -> None:
         for name, lowest in _LOWEST.items():
@@ -69,6 +80,14 @@ class LoaderConfig:
             raise UserError(f"config.data.mixture={self.mixture!r}: weights must be above 0")
         if self.text_sample_alpha < 0:
             raise UserError(f"config.data.text_sample_alpha={self.text_sample_alpha}: must be >= 0")
+        if self.sampling not in SAMPLING:
+            raise UserError(f"config.data.sampling={self.sampling!r}: must be one of {SAMPLING}")
+        if self.sampling == "balanced" and not self.labels:
+            raise UserError("config.data.sampling='balanced' needs labels: set config.data.labels")
+        if not 0.0 <= self.mixup_probability <= 1.0:
+            raise UserError(
+                f"config.data.mixup_probability={self.mixup_probability}: must lie in 0..1"
+            )
 
     @classmethod
     def create(cls, data: "Mapping[str, Any] | LoaderConfig") -> "LoaderConfig":

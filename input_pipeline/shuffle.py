@@ -1,4 +1,7 @@
-"""The endless shuffled order of one source: position -> which visit to which example."""
+"""The endless order of one source: position -> which visit to which example.
+
+Shuffled, each epoch holding every example once, or drawn by weight.
+"""
 
 from typing import Any
 
@@ -28,6 +31,38 @@ def shuffled_visits(source: int, num_examples: int, *, seed: int) -> grain.MapDa
         return positions.map(_ListedOrder(source, num_examples, seed))
     numbered = grain.MapDataset.range(num_examples).map_with_index(_Visit(source, num_examples))
     return numbered.shuffle(seed=seed).repeat()
+
+
+def weighted_visits(source: int, weights: np.ndarray, *, seed: int) -> grain.MapDataset:
+    """Returns an endless dataset of visits (source, position, index), drawn with replacement.
+
+    Each position is a draw of its own, from the seed and the position alone, so that any number of
+    hosts may ask for any position. There are no epochs: the position stands in their place.
+
+    Source: AudioMAE `main_finetune_as.py`. Its script asks for draws without replacement, by a flag
+    whose value "False" its parser reads as True.
+
+    Args:
+      source: number of the source, handed through.
+      weights: float64 [n], >= 0, not all 0; an example comes in proportion to its own.
+      seed: 0 ... 2**32 - 1.
+    """
+    return grain.MapDataset.range(2**63 - 1).map(_WeightedOrder(source, np.cumsum(weights), seed))
+
+
+class _WeightedOrder:
+    """Position -> visit, from the running sum of weights."""
+
+    def __init__(self, source: int, upto: np.ndarray, seed: int) -> None:
+        self._source = source
+        self._upto = upto
+        self._seed = seed
+
+    def __call__(self, position: int) -> tuple[int, int, int]:
+        # The 1 sets the stream apart from the one that orders epochs.
+        generator = np.random.Philox(key=self._seed, counter=[0, 0, position, 1])
+        place = (int(generator.random_raw()) >> 11) * 2.0**-53 * self._upto[-1]
+        return self._source, position, int(np.searchsorted(self._upto, place, side="right"))
 
 
 class _ListedOrder:
