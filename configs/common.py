@@ -29,6 +29,13 @@ def base() -> ConfigDict:
     c.data.max_seconds = 10.0  # longer clips are cropped
     c.data.max_text_length = 64  # tokens, with bos and eos
     c.data.text_sample_alpha = 0.0  # subword sampling in training (Tokenizer.encode); 0: off
+    # Classes of the clips, for objectives.classification; see input_pipeline.labels.
+    c.data.labels = ""  # feature that holds their names, such as "labels"; "": batches have none
+    c.data.classes = ()  # the names in the order of the classifier's outputs; (): see below
+    c.data.classes_file = ""  # or a file, a name a line; "": the labels that occur, sorted
+    c.data.unlabelled = "error"  # clips without a class: "drop" leaves them out, "keep": none true
+    c.data.sampling = "uniform"  # or "balanced": clips of rare classes are drawn more often
+    c.data.mixup_probability = 0.0  # of training clips that are mixed with a second one
     c.data.read_threads = 2
     c.data.num_workers = 0  # processes; 0 reads in threads of the main one
 
@@ -64,6 +71,7 @@ def base() -> ConfigDict:
     c.model.classifier = None  # labels: classes, pool, eps, init_std
     c.model.text = None
     c.model.caption_decoder = None
+    c.model.logit_bias_init = None  # added to the logits of the sigmoid loss; SigLIP starts at -10
 
     c.objectives = ConfigDict()
 
@@ -81,6 +89,7 @@ def base() -> ConfigDict:
     c.optim.ema_decay = 0.0  # 0: evaluate the last parameters, not their average
     c.optim.lr_multipliers = ()  # (("^audio", 0.5), ...): first match counts
     c.optim.layer_decay = 1.0  # rate of an audio layer as a share of the next one's; 1: off
+    c.optim.frozen = ()  # names that are not trained, regular expressions: ("^audio",) for a probe
     c.optim.not_decayed = ()  # more names without weight decay, regular expressions
 
     c.mesh = ConfigDict()
@@ -106,6 +115,8 @@ def base() -> ConfigDict:
     c.train.log_every_steps = 10
     c.train.save_every_steps = 500
     c.train.keep = 1  # checkpoints kept
+    c.train.nonfinite = "stop"  # a step whose loss or gradients are not finite: "stop" or "skip"
+    c.train.health_every_steps = 500  # between lines that compare losses with chance; 0: none
     c.train.stall_seconds = 3600.0  # longest step or evaluation before stacks are shown; 0: any
 
     c.eval = ConfigDict()
@@ -146,11 +157,16 @@ def htsat(dim, depths, heads, **fields) -> ConfigDict:
 
 def contrastive(**fields) -> ConfigDict:
     """The contrastive objective; its fields are documented there."""
-    c = ConfigDict(dict(weight=1.0, reduction="sum", max_logit_scale=0.0))
+    c = ConfigDict(dict(weight=1.0, loss="info_nce", reduction="sum", max_logit_scale=0.0))
     c.ignore_same_caption = False
     c.label_smoothing = 0.0
     c.update(fields)
     return c
+
+
+def classification(loss, **fields) -> ConfigDict:
+    """The classification objective: "binary" for any number of classes a clip, else "softmax"."""
+    return ConfigDict(dict(weight=1.0, loss=loss, label_smoothing=0.0) | fields)
 
 
 def stage1(c: ConfigDict, audio: ConfigDict, decoder: ConfigDict) -> ConfigDict:

@@ -53,6 +53,7 @@ class AudioTextModel(nnx.Module):
     text: TextRoberta | None = None
     audio_proj: nnx.Linear | MlpProjection | None = None
     caption_decoder: CaptionDecoder | None = None
+    logit_bias: nnx.Param | None = None
 
     def __init__(self, config: ConfigDict, *, vocab_size: int, num_mels: int, rngs: nnx.Rngs):
         """Builds the parts that `config.model` names.
@@ -103,6 +104,8 @@ class AudioTextModel(nnx.Module):
         )
         self.text_proj = projection(head, text.width, joint, init=text.init, dtype=dtype, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(model.logit_scale_init, jnp.float32), axes=())
+        if model.get("logit_bias_init") is not None:
+            self.logit_bias = nnx.Param(jnp.asarray(model.logit_bias_init, jnp.float32), axes=())
         if model.caption_decoder is not None:
             self.caption_decoder = CaptionDecoder(
                 TransformerConfig(**model.caption_decoder),

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from alm_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_SPEC = PartitionSpec(("data", "fsdp"))
+BATCH_AXES = ("data", "fsdp")
+BATCH_SPEC = PartitionSpec(BATCH_AXES)
 
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
