@@ -45,6 +45,8 @@ class AugmentConfig:
         frequency_masks: number of frequency masks.
         frequency_mask_bins: width of a frequency mask is drawn in 0..frequency_mask_bins.
         mask_value: what masked cells hold.
+        mixup_beta: of clips that the loader gives a second one (`data.mixup_probability`), the share
+            of the first is drawn from Beta(mixup_beta, mixup_beta); see `alm_jax.audio.mixup`.
     """
 
     time_roll: float = 0.0
@@ -65,6 +67,7 @@ class AugmentConfig:
     frequency_masks: int = 0
     frequency_mask_bins: int = 16
     mask_value: float = 0.0
+    mixup_beta: float = 10.0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -89,6 +92,8 @@ class AugmentConfig:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and field.name != "mask_value" and value < 0:
                 raise ValueError(f"AugmentConfig.{field.name}={value} must not be negative")
+        if not self.mixup_beta > 0:
+            raise ValueError(f"AugmentConfig.mixup_beta={self.mixup_beta} must be above 0")
         if self.band_gain_points < 2:
             raise ValueError(
                 f"AugmentConfig.band_gain_points={self.band_gain_points} must be at least 2"

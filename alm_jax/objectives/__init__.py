@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alm_jax.objectives.captioning import captioning
+from alm_jax.objectives.classification import classification
 from alm_jax.objectives.contrastive import contrastive
 from alm_jax.objectives.objective import Objective
 from alm_jax.objectives.reconstruction import reconstruction
@@ -11,4 +12,5 @@ OBJECTIVES: dict[str, Objective] = {
     "reconstruction": reconstruction,
     "contrastive": contrastive,
     "captioning": captioning,
+    "classification": classification,
 }

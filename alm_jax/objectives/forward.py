@@ -19,7 +19,9 @@ from ml_collections import ConfigDict
 from alm_jax.audio.augment import AugmentConfig, augment_spectrogram, augment_waveform
 from alm_jax.audio.frontend import LogMelConfig, log_mel, num_frames, pcm_to_float
 from alm_jax.audio.masking import MaskingConfig, View, example_keys, mask_view
+from alm_jax.audio.mixup import mix_labels, mix_shares, mix_waveforms
 from alm_jax.audio.patches import Patches
+from alm_jax.errors import UserError
 from alm_jax.models.audio_text import AudioTextModel, needed
 from alm_jax.models.towers import tower_patches
 
@@ -82,9 +84,35 @@ class Forward:
             return spectrogram(audio, length, self.frontend)
         augment = AugmentConfig(**self.config.augment)
         audio = augment_waveform(self.example_keys("waveform"), audio, length, augment)
+        if self.mix_share is not None:
+            other, other_length = pcm_to_float(self.batch["mix_audio"]), self.batch["mix_length"]
+            present = jnp.maximum(other_length, 1)
+            other = augment_waveform(self.example_keys("mix"), other, present, augment)
+            audio = mix_waveforms(audio, length, other, other_length, self.mix_share)
         mel, frames = spectrogram(audio, length, self.frontend)
         keys = self.example_keys("spectrogram")
         return augment_spectrogram(keys, mel, frames, augment, padding_value=self.frontend.silence)
+
+    @cached_property
+    def mix_share(self) -> jax.Array | None:
+        """[B] share of each row's own clip in what is heard; None without mixup."""
+        if "mix_audio" not in self.batch or self.key_for("mix_share") is None:
+            return None
+        beta = AugmentConfig(**self.config.augment).mixup_beta
+        return mix_shares(self.example_keys("mix_share"), self.batch["mix_length"], beta)
+
+    @cached_property
+    def labels(self) -> jax.Array:
+        """[B, Y] float32 in 0..1: how much each class applies to each row's sound."""
+        if "labels" not in self.batch:
+            raise UserError(
+                "objectives.classification needs labels: set data.labels to the feature of the "
+                "dataset that holds the class names, such as 'labels'"
+            )
+        labels = self.batch["labels"].astype(jnp.float32)
+        if self.mix_share is None:
+            return labels
+        return mix_labels(labels, self.batch["mix_labels"], self.mix_share)
 
     @cached_property
     def patches(self) -> Patches:
