@@ -1,0 +1,161 @@
+"""Compiles a config's training step for devices that are not here, and measures the program."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from alm_jax.parallel.mesh import batch_sharding
+from alm_jax.perf import flops, hlo
+from alm_jax.train_state import Setup, make_setup
+from alm_jax.train_step import jit_train_step, make_train_step
+from input_pipeline.loader_config import LoaderConfig
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class OverFull(Exception):
+    """The program needs more memory than a device has."""
+
+    def __init__(self, needed: int, available: int):
+        super().__init__(f"needs {needed} bytes of {available}")
+        self.needed = needed
+        self.available = available
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiled step takes on one device, in bytes unless named otherwise.
+
+    Attributes:
+      arguments: state and batch.
+      temporaries: activations and everything else that lives within a step.
+      results: of the step that do not take the place of an argument.
+      program: the machine code.
+      collectives: see `hlo.summary`; of one device in a step.
+      hbm_traffic: read from and written to main memory in a step.
+      operand_traffic: the same, as if every operand and result of a fusion were in main memory.
+      estimated_cycles: the TPU compiler's own estimates, summed.
+      compile_seconds: what compiling took.
+    """
+
+    arguments: int
+    temporaries: int
+    results: int
+    program: int
+    collectives: dict[str, dict[str, int]]
+    hbm_traffic: int
+    operand_traffic: int
+    estimated_cycles: int
+    compile_seconds: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes of main memory that the program needs."""
+        return self.arguments + self.temporaries + self.results + self.program
+
+
+def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch; see `input_pipeline.batches`."""
+    data = LoaderConfig.create(config.data)
+    rows = data.batch_size
+
+    def array(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *sizes), dtype)
+
+    batch = {
+        "audio": array(jnp.int16, data.num_samples),
+        "audio_length": array(jnp.int32),
+        "text": array(jnp.int32, data.max_text_length),
+        "text_mask": array(jnp.bool_, data.max_text_length),
+        "example_id": array(jnp.int32),
+    }
+    if config.model.get("classifier") is not None:
+        batch["labels"] = array(jnp.bool_, config.model.classifier.classes)
+    if getattr(data, "mixup_probability", 0):
+        batch |= {f"mix_{name}": batch[name] for name in ("audio", "labels") if name in batch}
+        batch["mix_length"] = batch["audio_length"]
+    return batch
+
+
+def setup_of(config: ConfigDict, mesh: Any) -> Setup:
+    """The run's fixed part; the vocabulary is as large as the config allows."""
+    return make_setup(config, config.tokenizer.vocab_size, mesh)
+
+
+def count_flops(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
+    """Operations of one step over all devices.
+
+    Returns:
+      What the model needs, which MFU is defined by; and what is executed, recomputation included
+      and float32 products of the highest precision counted for each of their passes.
+    """
+
+    def jaxpr(config: ConfigDict) -> Any:
+        setup = setup_of(config, mesh)
+        return jax.make_jaxpr(make_train_step(config, setup))(setup.shapes, batch_shapes(config))
+
+    executed = jaxpr(config)
+    plain = flops.without_recomputation(config)
+    same = plain.to_json() == config.to_json()
+    return (
+        flops.count(executed if same else jaxpr(plain)),
+        flops.count(executed, passes=True),
+    )
+
+
+def compile_step(config: ConfigDict, mesh: Mesh) -> Compiled:
+    """Compiles the very step that `alm train` runs, for the devices of the mesh.
+
+    Raises:
+      OverFull: the compiler found that it does not fit.
+    """
+    started = time.perf_counter()
+    setup = setup_of(config, mesh)
+    step: Any = jit_train_step(config, setup, batch_sharding(mesh))
+    lowered = step.lower(setup.shapes, batch_shapes(config))
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = out_of_memory(str(error))
+        if needed is None:
+            raise
+        raise needed from error
+    memory = compiled.memory_analysis()
+    program = hlo.Program(compiled.as_text())
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        program=memory.generated_code_size_in_bytes,
+        collectives=hlo.summary(program.collectives(mesh.size)),
+        hbm_traffic=program.hbm_bytes(),
+        operand_traffic=program.operand_bytes(),
+        estimated_cycles=program.estimated_cycles(),
+        compile_seconds=time.perf_counter() - started,
+    )
+
+
+def out_of_memory(message: str) -> OverFull | None:
+    """Reads the TPU compiler's RESOURCE_EXHAUSTED; None for another message."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    size = r"([\d.]+)([KMGT]?)i?B?"
+    for pattern in (
+        rf"Used {size} of {size} hbm",
+        rf"\({size}\) exceeds available HBM \({size}\)",
+    ):
+        if found := re.search(pattern, message):
+            needed, unit, available, unit_available = found.groups()
+            return OverFull(
+                int(float(needed) * _UNITS[unit]),
+                int(float(available) * _UNITS[unit_available]),
+            )
+    return None
