@@ -25,6 +25,8 @@ from alm_jax import cli
 from alm_jax.config import config_diff, parse_train_argv, read_config, save_config
 from alm_jax.errors import UserError
 from alm_jax.evaluators.in_training import make_evaluator
+from alm_jax.guards import Guard
+from alm_jax.health import Health
 from alm_jax.init_from import init_from
 from alm_jax.metrics import MetricWriter, names_at
 from alm_jax.parallel import distributed, preemption
@@ -165,6 +167,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     )
     writer = MetricWriter(workdir, first_step=first, enabled=first_process)
     evaluator = make_evaluator(config, setup, tokenizer)
+    guard = Guard(config, workdir, setup.shapes.params, lambda: saves.latest_step)
+    health = Health(config, first)
     step_fn = jit_train_step(config, setup, rows)
     batches = device_batches(loader, rows)
     data_fingerprint = open_source(config.data.dir, config.data.train_split).fingerprint
@@ -180,16 +184,23 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     )
     watchdog = Watchdog(config.train.stall_seconds)
     clock, clock_step = time.perf_counter(), first
-    pending: tuple[int, Any] | None = None
+    pending: tuple[int, Any, jax.Array] | None = None
     stopped = False
 
-    def report(now: tuple[int, Any] | None) -> None:
-        """Fetches and writes the metrics of an earlier step, which by now is computed."""
+    def report(now: tuple[int, Any, jax.Array] | None) -> None:
+        """Looks at an earlier step, which by now is computed, and writes its metrics if due."""
         nonlocal clock, clock_step
         if now is None:
             return
-        step, metrics = now
+        step, metrics, example_id = now
+        guard.check(step, metrics, example_id)
+        due = step % config.train.log_every_steps == 0 or step == steps
+        if not (due or step == first + 1):
+            return
         values = {f"train/{name}": value for name, value in jax.device_get(metrics).items()}
+        health.see(step, values)
+        if not due:
+            return
         spent = time.perf_counter() - clock
         if step > clock_step:
             rate = (step - clock_step) / spent
@@ -222,10 +233,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
                 evaluate()
             for step in range(first + 1, steps + 1):
                 watchdog.beat(f"step {step}")
-                state, metrics = step_fn(state, next(batches))
+                batch = next(batches)
+                state, metrics = step_fn(state, batch)
                 report(pending)
-                due = step % config.train.log_every_steps == 0 or step == steps
-                pending = (step, metrics) if due else None
+                pending = (step, metrics, batch["example_id"])
                 stopped = preemption.requested(step) and step < steps
                 saving = stopped or step == steps or saves.due(step)
                 if saving or evaluation_due(step):

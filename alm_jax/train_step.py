@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from alm_jax import guards
 from alm_jax.errors import UserError
 from alm_jax.objectives import OBJECTIVES
 from alm_jax.objectives.forward import Forward
@@ -67,8 +68,10 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
+            "nonfinite": guards.nonfinite_parts(loss, grads, updates),
         }
-        return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
+        after = TrainState(state.step + 1, params, opt_state, ema, stats)
+        return guards.kept(state, after, metrics["nonfinite"]), metrics
 
     return train_step
 

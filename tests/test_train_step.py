@@ -6,6 +6,7 @@ import pytest
 
 from alm_jax.checkpoints import flat_names
 from alm_jax.errors import UserError
+from alm_jax.guards import part_names
 from alm_jax.parallel.mesh import make_mesh
 from alm_jax.train_state import TrainState, make_setup
 from alm_jax.train_step import make_eval_step, make_train_step, total_loss
@@ -78,6 +79,25 @@ def test_step_is_a_function_of_state_and_batch(run, first):
         np.testing.assert_array_equal(a, b)
     later = step(state.replace(step=np.int32(1)), BATCH)[1]
     assert later["loss"] != first[1]["loss"]
+
+
+def test_step_that_is_not_finite_changes_nothing(run):
+    """One bad batch would turn every parameter, and the checkpoints after it, into NaN."""
+    step, state = run
+    params = {**state.params, "logit_scale": np.float32(np.inf)}
+    before = state.replace(params=params)
+    after, metrics = step(before, BATCH)
+    assert after.step == 1
+    assert not np.isfinite(metrics["loss"])
+    parts = part_names(params)
+    found = [name for n, name in enumerate(parts) if int(metrics["nonfinite"]) >> n & 1]
+    assert "the loss" in found
+    assert "the gradients of audio" in found
+    for a, b in zip(
+        jax.tree.leaves(after.replace(step=0)), jax.tree.leaves(before.replace(step=0)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert step(state, BATCH)[1]["nonfinite"] == 0
 
 
 def test_average_follows_the_parameters(run, first):

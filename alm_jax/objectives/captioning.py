@@ -6,6 +6,8 @@ positions, padding included; "tokens" divides by the number of real tokens.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -63,11 +65,32 @@ def caption_rows(
 
 def caption_loss(rows: Rows) -> tuple[jax.Array, jax.Array]:
     """The loss, and the share of real tokens predicted right, of all of `caption_rows`."""
-    total = {name: row.sum() for name, row in rows.items()}
     return (
-        total["entropy"] / jnp.maximum(total["divisor"], 1.0),
-        total["hits"] / jnp.maximum(total["tokens"], 1.0),
+        rows["entropy"].sum() / jnp.maximum(rows["divisor"].sum(), 1.0),
+        rows["hits"].sum() / jnp.maximum(rows["tokens"].sum(), 1.0),
     )
+
+
+def caption_references(
+    tokens: jax.Array, mask: jax.Array, divisor: jax.Array, vocab_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """The caption loss of decoders that ignore audio and earlier tokens.
+
+    Args:
+      tokens: [B, L] int32.
+      mask: [B, L] bool, True for real tokens.
+      divisor: scalar, what the loss is divided by.
+      vocab_size: V.
+
+    Returns:
+      Two scalars: of one that gives all tokens the same probability, and of one that gives them
+      their frequencies in this batch.
+    """
+    weight = mask[:, 1:].astype(jnp.float32)
+    counts = jnp.zeros(vocab_size, jnp.float32).at[tokens[:, 1:]].add(weight)
+    total = jnp.maximum(counts.sum(), 1.0)
+    frequencies = jnp.sum(counts * (jnp.log(total) - jnp.log(jnp.maximum(counts, 1.0))))
+    return total * math.log(vocab_size) / divisor, frequencies / divisor
 
 
 def _rows(forward: Forward, config: ConfigDict) -> Rows:
@@ -86,26 +109,38 @@ def _rows(forward: Forward, config: ConfigDict) -> Rows:
         forward.audio_mask,
         key=forward.key_for("decoder"),
     )
-    return caption_rows(
+    text = {"text": forward.batch["text"], "text_mask": forward.batch["text_mask"]}
+    return text | caption_rows(
         logits,
-        forward.batch["text"],
-        forward.batch["text_mask"],
+        *text.values(),
         reduction=config.reduction,
         label_smoothing=config.label_smoothing,
     )
 
 
 def _loss(rows: Rows, model: AudioTextModel, config: ConfigDict) -> tuple[jax.Array, Metrics]:
-    del model, config
+    del config
     loss, accuracy = caption_loss(rows)
-    return loss, {"captioning_loss": loss, "captioning_accuracy": accuracy}
+    uniform, unigram = caption_references(
+        rows["text"],
+        rows["text_mask"],
+        jnp.maximum(rows["divisor"].sum(), 1.0),
+        needed(model.text, "model.text").words.get_value().shape[0],
+    )
+    return loss, {
+        "captioning_loss": loss,
+        "captioning_accuracy": accuracy,
+        "captioning_uniform": uniform,
+        "captioning_unigram": unigram,
+    }
 
 
 captioning = Objective(_rows, _loss)
 """Caption loss of the batch.
 
 Reads audio and text states and the model's `caption_decoder`. Config: `reduction`,
-`label_smoothing`. Metrics: `captioning_loss`, `captioning_accuracy`.
+`label_smoothing`. Metrics: `captioning_loss`, `captioning_accuracy`; `captioning_uniform` and
+`captioning_unigram`, what is reached without looking at the audio, see `caption_references`.
 
 Raises:
   UserError: if there is no decoder, or the clips have several views.

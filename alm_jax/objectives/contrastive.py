@@ -17,6 +17,7 @@ from alm_jax.models.audio_text import AudioTextModel, needed
 from alm_jax.objectives.forward import Forward
 from alm_jax.objectives.objective import Metrics, Objective, Rows
 from alm_jax.objectives.pairs import info_nce, sigmoid
+from alm_jax.objectives.spread import spread
 
 LOSSES = ("info_nce", "sigmoid")
 REDUCTIONS = {"sum": 1.0, "mean": 0.5}
@@ -63,6 +64,8 @@ def _loss(rows: Rows, model: AudioTextModel, config: ConfigDict) -> tuple[jax.Ar
     batch = text.shape[0]
     group = caption if config.ignore_same_caption else None
     metrics = {"logit_scale": scale, "same_caption_share": shared_captions(caption)}
+    metrics["audio_cosine"], metrics["audio_rank"] = spread(rows["audio"])
+    metrics["text_cosine"], metrics["text_rank"] = spread(text)
 
     if kind == "sigmoid":
         bias = needed(model.logit_bias, "model.logit_bias_init").get_value()
@@ -103,7 +106,8 @@ Config: `loss` ("info_nce" or "sigmoid"); `reduction` of the two directions of I
 Cacophony, "mean" as in CLIP; the sigmoid loss has one direction); `max_logit_scale` (clamp of
 exp(logit_scale), 0 for none); `ignore_same_caption`; `label_smoothing` (InfoNCE).
 Metrics: `contrastive_loss`, `contrastive_chance` (what random embeddings give),
-`contrastive_accuracy`, `logit_scale`, `same_caption_share`, of the sigmoid loss `logit_bias`.
+`contrastive_accuracy`, `logit_scale`, `same_caption_share`, of the sigmoid loss `logit_bias`; the
+mean cosine and effective rank of each side's embeddings (`audio_cosine`, `audio_rank`, `text_...`).
 
 Raises:
   UserError: of an unknown loss; of the sigmoid loss without a bias, or with label smoothing.

@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.masking import MaskingConfig
 from alm_jax.errors import UserError
-from alm_jax.objectives.captioning import caption_loss, caption_rows, captioning
+from alm_jax.objectives.captioning import (
+    caption_loss,
+    caption_references,
+    caption_rows,
+    captioning,
+)
 from tests.quick_jit import quick_jit
 
 B, L, V = 3, 6, 11
@@ -71,8 +76,20 @@ def test_a_batch_of_empty_captions_is_no_division_by_zero():
     assert (value, accuracy) == (0, 0)
 
 
+@pytest.mark.parametrize("divisor", [1.0, 15.0])
+def test_references_ignore_the_audio(divisor):
+    """A decoder that has only learned how frequent words are would be taken for a good one."""
+    targets = TOKENS[:, 1:][MASK[:, 1:]]
+    frequency = np.bincount(targets, minlength=V) / len(targets)
+    want = -np.log(frequency[targets]).sum() / divisor
+    uniform, unigram = caption_references(TOKENS, MASK, jnp.asarray(divisor), V)
+    assert unigram == pytest.approx(want, rel=1e-6)
+    assert uniform == pytest.approx(len(targets) * np.log(V) / divisor, rel=1e-6)
+
+
 def forward(decoder, causal=True, views=1):
-    text = SimpleNamespace(config=SimpleNamespace(causal=causal))
+    words = SimpleNamespace(get_value=lambda: np.zeros((V, 1)))
+    text = SimpleNamespace(config=SimpleNamespace(causal=causal), words=words)
     return SimpleNamespace(
         model=SimpleNamespace(caption_decoder=decoder, text=text),
         text_hidden="text states",
@@ -99,7 +116,8 @@ def test_objective_reads_the_visible_audio():
 
     loss, metrics = captioning(forward(decoder), CONFIG)
     assert loss == pytest.approx(reference(LOGITS, "tokens", 0.0)[0], rel=2e-6)
-    assert metrics.keys() == {"captioning_loss", "captioning_accuracy"}
+    names = {f"captioning_{name}" for name in ("loss", "accuracy", "uniform", "unigram")}
+    assert metrics.keys() == names
 
 
 def test_wrong_settings_are_named():
