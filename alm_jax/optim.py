@@ -13,6 +13,7 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
+from alm_jax.freezing import frozen_names, trained, with_frozen
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -165,14 +166,16 @@ def make_optimizer(config: ConfigDict, steps: int, params: Any) -> optax.Gradien
     Both with global-norm clipping, decoupled decay on matrices and per-parameter rates.
 
     Args:
-      config: `name b1 b2 eps weight_decay not_decayed clip_norm lr_multipliers layer_decay` and the
-        schedule's fields.
+      config: `name b1 b2 eps weight_decay not_decayed clip_norm lr_multipliers layer_decay frozen`
+        and the schedule's fields.
       steps: length of the run in steps.
       params: the parameters or their shapes.
     """
     if config.name not in OPTIMIZERS:
         raise UserError(f"optim.name is {config.name!r}; it must be one of {OPTIMIZERS}")
-    decayed = decay_mask(params, tuple(config.get("not_decayed", ())))
+    held = frozen_names(params, tuple(config.get("frozen", ())))
+    decayed = trained(decay_mask(params, tuple(config.get("not_decayed", ()))), held)
+    params = trained(params, held)
     scale = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     if config.name == "muon":
         kinds = jax.tree.map(
@@ -191,7 +194,7 @@ def make_optimizer(config: ConfigDict, steps: int, params: Any) -> optax.Gradien
     if config.get("layer_decay", 1.0) != 1.0:
         rates.append(layer_rates(params, config.layer_decay))
     parts += [optax.stateless(functools.partial(_times, factors)) for factors in rates]
-    return optax.chain(*parts)
+    return with_frozen(optax.chain(*parts), held)
 
 
 def _times(factors: Any, updates: Any, params: Any) -> Any:

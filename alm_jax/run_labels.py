@@ -44,8 +44,7 @@ def _read(config: ConfigDict, folder: epath.Path) -> Labels:
             f"{len(classes)}, or name other classes (data.classes, data.classes_file)"
         )
     opened = data.open(data.train_split)
-    facts = [source.fingerprint for source in opened]
-    facts += [data.labels, list(classes), data.unlabelled]
+    facts = [[source.fingerprint for source in opened], data.labels, classes, data.unlabelled]
     mark = hashlib.sha256(json.dumps(facts).encode()).digest()
     path = folder / TABLE_NAME
     if path.exists() and (kept := path.read_bytes())[: len(mark)] == mark:

@@ -33,6 +33,7 @@ from alm_jax.parallel import distributed, preemption
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.parallel.sharding import describe
 from alm_jax.parallel.watchdog import Watchdog
+from alm_jax.run_labels import CLASSES_NAME, run_labels
 from alm_jax.train_state import TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step
 from input_pipeline.loader import train_loader
@@ -69,7 +70,8 @@ def prepare_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> None
             )
         if changed:
             # Made by the config of before, perhaps from other captions or of another size.
-            (folder / FILE_NAME).unlink(missing_ok=True)
+            for name in (FILE_NAME, CLASSES_NAME):
+                (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, path)
 
@@ -133,6 +135,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     workdir = epath.Path(workdir)
     first_process = jax.process_index() == 0
     tokenizer = _prepare(config, workdir)
+    labels = run_labels(config, workdir)
     mesh = make_mesh(config.mesh)
     rows = batch_sharding(mesh)
     share, shares = distributed.row_share(rows, config.data.batch_size)
@@ -149,6 +152,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
         seed=config.seed,
         process_index=share,
         process_count=shares,
+        labels=labels,
     )
     if saves.latest_step is None:
         state, taken = init_from(state, config.init_from, config.model)
@@ -166,7 +170,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
         lambda: b"yes" if any(n.startswith("eval/") for n in names_at(workdir, first)) else b""
     )
     writer = MetricWriter(workdir, first_step=first, enabled=first_process)
-    evaluator = make_evaluator(config, setup, tokenizer)
+    evaluator = make_evaluator(config, setup, tokenizer, labels.classes if labels else ())
     guard = Guard(config, workdir, setup.shapes.params, lambda: saves.latest_step)
     health = Health(config, first)
     step_fn = jit_train_step(config, setup, rows)

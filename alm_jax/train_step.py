@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from alm_jax import guards
 from alm_jax.errors import UserError
+from alm_jax.freezing import frozen_names, hold, hold_statistics
 from alm_jax.objectives import OBJECTIVES
 from alm_jax.objectives.forward import Forward
 from alm_jax.train_state import Setup, TrainState, join
@@ -45,13 +46,15 @@ def make_train_step(
     a resumed run repeats what it would have done.
     """
     frozen = config.copy_and_resolve_references()
+    names = frozen_names(setup.shapes.params, frozen.optim.get("frozen", ()))
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(frozen.seed), state.step)
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
-            model = nnx.merge(setup.graph, join(params, state.stats))
+            model = nnx.merge(setup.graph, join(hold(params, names), state.stats))
             model.train()  # batch norms use this batch, and move their running statistics
+            hold_statistics(model, names)
             loss, metrics = total_loss(Forward(model, batch, frozen, key), frozen)
             return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 

@@ -11,15 +11,18 @@ Argument: words joined by commas.
 - "overlap": patches of 16 x 16 every 10 frames and bins (101 x 12 instead of 64 x 8);
 - "ordered_positions": the table of positions in the order of the patches. The published one is made
   for 8 x 64 patches and read as 64 x 8;
-- "finetune": the classifier (85.66 M) with the optimiser of the balanced AudioSet recipe; with
-  "as2m" of the full one. It is the config of imported fine-tuned checkpoints. Batches hold no
-  labels so far, so `alm train` has no objective for it and says so.
+- "finetune": the classifier (85.66 M) by the recipe of AudioSet's balanced split; with "as2m" of
+  the full one. It is the config of imported fine-tuned checkpoints, and starts from a pretrained
+  one, DIR/pretrained say, which `alm import --format=audiomae` or the first command made:
+
+    alm train --config=audiomae:finetune --workdir=DIR/finetuned --config.data.dir=DATA \
+        --config.init_from.workdir=DIR/pretrained
 
 The hyper-parameters are those of the official scripts and their defaults. What differs: half
 precision there is float16, here bfloat16; query, key and value matrices are initialised one by one
-instead of as one, so their first values are 1.4 times as large; fine-tuning has neither mixup nor
-class-balanced drawing here. The shift of the waveform is left out: the official code means to do it
-but always draws zero.
+instead of as one, so their first values are 1.4 times as large. The shift of the waveform is left
+out: the official code means to do it but always draws zero. Clips of the full AudioSet are drawn
+with replacement, as the official run did: its flag `--replacement False` is read as true.
 """
 
 import dataclasses
@@ -28,7 +31,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.frontend import FLAVOURS
 
-from .common import base, transformer, vit
+from .common import base, classification, transformer, vit
 
 WORDS = ("plain_decoder", "2d", "overlap", "ordered_positions", "finetune", "as2m")
 CLIPS = {"as2m": 2_000_000, "as20k": 20_000}  # project choice: what was left to download varies
@@ -114,6 +117,11 @@ def pretrained(c: ConfigDict, words: set[str], positions: str) -> ConfigDict:
 def finetuned(c: ConfigDict, as2m: bool) -> ConfigDict:
     """The recipes of `ft_as.sh` (base rate 1e-3 per 256, batch 32) and `submit_ft_mask_bal.sh`."""
     c.name = "audiomae-finetune"
+    c.objectives.classification = classification("binary")
+    c.data.labels = "labels"
+    c.data.mixup_probability = 0.5
+    c.augment.mixup_beta = 10.0
+    c.data.sampling = "balanced" if as2m else "uniform"
     c.model.audio.final_norm = False
     c.model.audio.drop_path = 0.1
     c.model.classifier = ConfigDict(dict(classes=527, pool="mean", eps=1e-6, init_std=2e-5))

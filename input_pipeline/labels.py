@@ -75,8 +75,8 @@ class Labels:
     def to_bytes(self) -> bytes:
         """What `from_bytes` reads."""
         file = io.BytesIO()
-        arrays = {"first": self.first, "item": self.item, "kept": self.kept}
-        np.savez(file, classes=np.asarray(self.classes), **arrays)
+        names = np.asarray(self.classes)
+        np.savez(file, classes=names, first=self.first, item=self.item, kept=self.kept)
         return file.getvalue()
 
     @classmethod

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -91,14 +92,14 @@ class Clips:
         return [source[int(row)]["audio"] for row in rows]
 
     def audio_chunks(
-        self, progress: str, size: int, rows: range | None = None
+        self, progress: str, size: int, rows: Sequence[int] | np.ndarray | None = None
     ) -> Iterator[list[np.ndarray]]:
         """Yields the PCM int16 [S] of all clips or of `rows`, `size` at a time, with a bar.
 
         Where several processes have a part each, the first one shows the bar of its own.
         """
         rows = range(len(self)) if rows is None else rows
-        hidden = len(rows) < len(self) and rows.start > 0
+        hidden = jax.process_index() > 0
         with tqdm(total=len(rows), desc=progress, unit="clip", disable=hidden) as bar:
             for first in range(0, len(rows), size):
                 chunk = rows[first : first + size]

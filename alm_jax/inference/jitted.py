@@ -33,6 +33,7 @@ class Inference:
         self.frontend = LogMelConfig(**self.config.frontend)
         self.embed_audio = jax.jit(self._embed_audio)
         self.embed_text = jax.jit(self._embed_text)
+        self.class_logits = jax.jit(self._class_logits)
         self.caption = jax.jit(self._caption, static_argnames=("max_length", "how"))
 
     def _model(self, params: Any) -> AudioTextModel:
@@ -47,6 +48,10 @@ class Inference:
     def _embed_audio(self, params: Any, audio: jax.Array, audio_length: jax.Array) -> jax.Array:
         """Unit-norm embeddings [B, J] float32 of audio [B, S] with valid lengths [B]."""
         return self._model(params).embed_audio(self.patches(audio, audio_length))
+
+    def _class_logits(self, params: Any, audio: jax.Array, audio_length: jax.Array) -> jax.Array:
+        """Logits [B, Y] float32 of the classifier for audio [B, S] with valid lengths [B]."""
+        return self._model(params).classify(self.patches(audio, audio_length))
 
     def _embed_text(self, params: Any, text: jax.Array, text_mask: jax.Array) -> jax.Array:
         """Unit-norm embeddings [B, J] float32 of token ids [B, L] with mask [B, L]."""

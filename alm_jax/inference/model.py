@@ -203,6 +203,38 @@ class Model:
                 )
             yield dataclasses.replace(result, value=(total / norm).astype(np.float32))
 
+    def class_logits(
+        self, clips: Any, sample_rate: float | None = None, *, batch_size: int = 16
+    ) -> np.ndarray:
+        """What the classifier of a fine-tuned model says; `classes.txt` of its workdir names them.
+
+        Args:
+          clips: as in `embed_audio`; the logits of a long clip are the mean of its windows',
+            weighted by their durations.
+          sample_rate: of the arrays, in Hz.
+          batch_size: windows that the model takes at a time.
+
+        Returns:
+          float32 [n, Y]. Sigmoids of them are probabilities of a model trained with
+          `objectives.classification.loss="binary"`, their softmax of one with "softmax".
+
+        Raises:
+          AudioError: as in `embed_audio`.
+          UserError: as in `embed_audio`; or the model has no classifier.
+        """
+        clips = as_clips(clips)
+        head = self._config.model.get("classifier")
+        if head is None:
+            raise UserError(f"{self._origin} has no config.model.classifier: fine-tune one first")
+        rows = np.zeros((len(clips), int(head.classes)), np.float32)
+        for result in self._each(clips, sample_rate, batch_size, self._inference.class_logits):
+            if result.error is not None or result.value is None:
+                raise result.error or FloatingPointError(f"no logits of clip {result.index}")
+            samples = np.asarray([samples for samples, _ in result.value], np.float64)
+            each = np.stack([row for _, row in result.value]).astype(np.float64)
+            rows[result.index] = samples @ each / samples.sum()
+        return rows
+
     def embed_text(self, strings: str | Sequence[str], *, batch_size: int = 64) -> np.ndarray:
         """Embeds strings.
 
