@@ -58,6 +58,11 @@ class Setup(NamedTuple):
     shapes: TrainState
     shardings: TrainState
 
+    @property
+    def mesh(self) -> Mesh:
+        """The devices of the run."""
+        return self.shardings.step.mesh
+
 
 def join(params: Any, stats: Any) -> Any:
     """One nested dict of two that share no leaf."""

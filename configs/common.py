@@ -112,6 +112,7 @@ def base() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 1000
+    c.train.microbatches = 1  # parts a batch is computed in, for memory; the gradient stays the same
     c.train.log_every_steps = 10
     c.train.save_every_steps = 500
     c.train.keep = 1  # checkpoints kept

@@ -45,6 +45,7 @@ class Forward:
         key: jax.Array | None,
         *,
         noise: bool = True,
+        part: jax.Array | None = None,
     ):
         """Prepares a pass; nothing is computed yet.
 
@@ -54,6 +55,8 @@ class Forward:
           config: the experiment.
           key: the step's PRNG key; None means evaluation: no masking, dropout or augmentation.
           noise: False leaves masking as the only thing that is drawn, for losses of held-out clips.
+          part: number of this part of the step's batch, if it is computed in parts: what is drawn
+            for all rows together then differs between them.
         """
         self.model = model
         self.batch = batch
@@ -62,16 +65,21 @@ class Forward:
         self.masking = MaskingConfig(**config.masking)
         self.key = key
         self.noise = noise
+        self.part = part
 
-    def key_for(self, name: str) -> jax.Array | None:
-        """A key for one use, independent of the other uses; None where nothing may be drawn."""
+    def _step_key(self, name: str) -> jax.Array | None:
         if self.key is None or not (self.noise or name == "masking"):
             return None
         return jax.random.fold_in(self.key, zlib.crc32(name.encode()))
 
+    def key_for(self, name: str) -> jax.Array | None:
+        """A key for one use, independent of the other uses; None where nothing may be drawn."""
+        key = self._step_key(name)
+        return key if key is None or self.part is None else jax.random.fold_in(key, self.part)
+
     def example_keys(self, name: str) -> jax.Array:
         """[B] keys for one use; each depends on the step and the example's id alone."""
-        key = self.key_for(name)
+        key = self._step_key(name)
         if key is None:
             raise ValueError(f"nothing may be drawn for {name!r} in evaluation: there is no key")
         return example_keys(key, self.batch["example_id"])

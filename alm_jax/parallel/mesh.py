@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -44,6 +47,33 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch spread over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH_SPEC)
+
+
+Traced = TypeVar("Traced", bound=Callable[..., Any])
+
+
+def in_mesh(mesh: Mesh) -> Callable[[Traced], Traced]:
+    """A decorator for what is jitted: its body is traced knowing the mesh."""
+
+    def decorate(function: Traced) -> Traced:
+        @functools.wraps(function)
+        def traced(*args: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*args)
+
+        return cast(Traced, traced)
+
+    return decorate
+
+
+def batch_devices(rows: int) -> int:
+    """How many devices of the mesh in whose context this is traced share the rows of a batch.
+
+    Rows that they cannot share evenly lie on all of them (the last batch of an evaluation): 1.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    count = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return count if rows % count == 0 else 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,7 +9,6 @@ Shapes: B rows of the batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,21 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from alm_jax.parallel.mesh import BATCH_AXES
+from alm_jax.parallel.mesh import BATCH_AXES, batch_devices
 
 # Hosts that meet all guests of a device at once. More cost memory, fewer leave the TPU's matrix
 # unit idle.
-TILE_ROWS = 256
+TILE_ROWS = 512
 
 Meeting = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
-
-
-def _ring_size(rows: int) -> int:
-    """Devices that share the rows: those of the mesh in whose context this is traced."""
-    mesh = jax.sharding.get_abstract_mesh()
-    size = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    # What they cannot share evenly lies on all of them (the last batch of an evaluation).
-    return size if rows % size == 0 else 1
 
 
 def _over_tiles(meet: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any) -> Any:
@@ -71,7 +62,7 @@ def all_pairs(
     Returns:
       Both sums over all pairs.
     """
-    size = _ring_size(jax.tree.leaves(hosts)[0].shape[0])
+    size = batch_devices(jax.tree.leaves(hosts)[0].shape[0])
 
     def here(shared: Any, hosts: Any, host_sums: Any, guests: Any, guest_sums: Any) -> Any:
         """The hosts of a device meet the guests that are there."""

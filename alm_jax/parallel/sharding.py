@@ -1,4 +1,4 @@
-"""Logical axes of parameters -> mesh axes, and the start-up table that shows the result."""
+"""Logical axes of arrays -> mesh axes, and the start-up table that shows the result."""
 
 from __future__ import annotations
 
@@ -7,31 +7,54 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from alm_jax.parallel.mesh import replicated
+from alm_jax.parallel.mesh import BATCH_AXES, replicated
 
-# Which mesh axis holds each logical axis of a parameter. An axis that is absent is not sharded.
-RULES: dict[str, str] = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+# Which mesh axes hold each logical axis of an array. An axis that is absent is not sharded.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": BATCH_AXES,
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
 
 
 def partition_spec(
-    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh
+    shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-    """Spec of one parameter; a dimension its mesh axis does not divide stays whole.
+    """Spec of one array; a dimension its mesh axes do not divide stays whole.
 
     Args:
-      shape: the parameter's shape, with leading stacked layers or not.
+      shape: the array's shape; a parameter's with leading stacked layers or not.
       axes: logical names of its trailing dimensions.
       mesh: the device mesh.
     """
     names: tuple[str | None, ...] = (None,) * (len(shape) - len(axes)) + tuple(axes)
-    spec: list[str | None] = []
+    spec: list[str | tuple[str, ...] | None] = []
+    taken: set[str] = set()
     for size, name in zip(shape, names, strict=True):
-        axis = RULES.get(name) if name else None
-        usable = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
-        spec.append(axis if usable else None)
+        held = RULES.get(name, ()) if name else ()
+        parts = math.prod(mesh.shape[axis] for axis in held)
+        usable = held and taken.isdisjoint(held) and size % parts == 0
+        spec.append((held if len(held) > 1 else held[0]) if usable else None)
+        taken.update(held if usable else ())
     return PartitionSpec(*spec)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, of which the compiler has to lay every dimension out as its logical axis says.
+
+    Args:
+      x: an array inside a jitted function.
+      axes: logical names of its leading dimensions; None, and those after the last, stay whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    names = axes + (None,) * (x.ndim - len(axes))
+    return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, names, mesh))
 
 
 def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict[str, Any]:
