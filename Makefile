@@ -24,7 +24,7 @@ PY := $(VENV)/bin/python
 # than half as long. A file stays in one process: its tests share what they compile.
 PROCESSES := --numprocesses=2 --dist=loadfile
 # What needs transformers or onnx, which ask for newer versions of others than alm_jax does.
-NEWEST := tests/test_docs.py tests/interop/test_huggingface_vit.py \
+NEWEST := tests/test_docs.py tests/interop/test_huggingface_vit.py tests/interop/test_onnx_export.py \
   tests/input_pipeline/test_json_tokenizer.py tests/parity/test_clap_transformers.py
 INSTALLED := $(VENV)/.installed
 LOWER_VENV := $(VENV)-lower
