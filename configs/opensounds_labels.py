@@ -27,7 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"unknown argument {sorted(unknown)}; the words are 'probe' and 'effects'")
     probe, effects = "probe" in words, "effects" in words
     c = small()
-    c.name = "opensounds-probe" if probe else "opensounds-finetune"
+    kind = "probe" if probe else "finetune"
+    c.name = f"opensounds-{'effects' if effects else 'instruments'}-{kind}"
     c.data.dir = "data/opensounds/tiny"  # instruments are the same in every tier
     c.data.eval_split = "validation"
     c.data.batch_size = 64

@@ -28,6 +28,7 @@ SPECS = [
     "audiomae:overlap",
     "audiomae:ordered_positions",
     "audiomae:finetune",
+    "audiomae:finetune,as2m",
     "cacophony",
     "cacophony_mae",
     "laion_clap",
@@ -38,6 +39,9 @@ SPECS = [
     "flap:no_reconstruction",
     "opensounds",
     "opensounds:mae",
+    "opensounds_labels",
+    "opensounds_labels:probe",
+    "opensounds_labels:effects",
     "quickstart",
     "quickstart:mae",
     "quickstart:tiny",
@@ -86,8 +90,8 @@ def test_parameters_are_those_of_the_golden(spec):
     )
 
 
-# The tiny quickstart is the quickstart on less data; a classifier has no objective so far.
-UNTRACED = ("tiny", "finetune")
+# The quickstart, the recipe and the classifier on other data.
+UNTRACED = ("tiny", "as2m", "effects")
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if not any(word in s for word in UNTRACED)])
@@ -105,6 +109,12 @@ def test_step_traces_at_full_size(spec):
         "text_mask": jax.ShapeDtypeStruct((data.batch_size, data.max_text_length), bool),
         "example_id": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32),
     }
+    if data.labels:
+        classes = config.model.classifier.classes
+        batch["labels"] = jax.ShapeDtypeStruct((data.batch_size, classes), bool)
+    if data.mixup_probability:
+        batch |= {f"mix_{name}": batch[name] for name in ("audio", "labels")}
+        batch["mix_length"] = batch["audio_length"]
     state, metrics = jax.eval_shape(make_train_step(config, setup), setup.shapes, batch)
     # A leaf that changes its type from step to step would compile the step twice.
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
