@@ -6,6 +6,7 @@ and keeps its traceback. `--debug`, or ALM_DEBUG=1 in the environment, always sh
 """
 
 import ast
+import errno
 import importlib
 import importlib.util
 import os
@@ -29,6 +30,7 @@ MODULES = {
     "export": "alm_jax.export",
     "import": "alm_jax.import_checkpoint",
     "plan": "alm_jax.plan",
+    "overlap": "input_pipeline.overlap",
     "inspect": "alm_jax.inspect",
     "ablation": "alm_jax.ablation",
 }
@@ -42,6 +44,8 @@ _USER_OS_ERRORS = (
     NotADirectoryError,
     PermissionError,
 )
+# Of any other error of the operating system: no space, over quota, read-only, too large.
+_USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def verbs() -> dict[str, pathlib.Path]:
@@ -117,9 +121,10 @@ def run(
         # Python would flush stdout again at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except _USER_OS_ERRORS as error:
+    except OSError as error:
         message = f"{error} (--debug shows where)"
-        if debug:
+        user_error = isinstance(error, _USER_OS_ERRORS) or error.errno in _USER_ERRNOS
+        if debug or not user_error:
             raise
     except KeyboardInterrupt:
         if debug:

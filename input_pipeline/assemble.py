@@ -20,20 +20,32 @@ from input_pipeline.parts import FEATURES, VERSION, Clip, Done
 
 
 @dataclasses.dataclass(frozen=True)
-class Duplicates:
-    """Clips that leave the dataset because another one has their PCM.
+class Dropped:
+    """Clips that are decoded, but leave the dataset because of another one.
 
     Attributes:
       positions: (part, split) -> positions in that shard.
       rejected: the same, for the list.
     """
 
-    positions: dict[tuple[int, str], set[int]]
-    rejected: list[Rejected]
+    positions: dict[tuple[int, str], set[int]] = dataclasses.field(default_factory=dict)
+    rejected: list[Rejected] = dataclasses.field(default_factory=list)
+
+    def add(self, part: int, position: int, rejected: Rejected) -> None:
+        """Drops a clip, unless it is dropped already."""
+        shard = self.positions.setdefault((part, rejected.split), set())
+        if position not in shard:
+            shard.add(position)
+            self.rejected.append(rejected)
+
+    def __contains__(self, place: tuple[int, str, int]) -> bool:
+        """Whether the clip at (part, split, position) is dropped."""
+        part, split, position = place
+        return position in self.positions.get((part, split), ())
 
 
-def find_duplicates(parts: list[Done], settings: Settings) -> Duplicates:
-    """Duplicates over all parts; also makes sure that ids are unique.
+def find_duplicates(parts: list[Done], settings: Settings) -> Dropped:
+    """Clips with the PCM of another one, over all parts; also makes sure that ids are unique.
 
     Raises:
       FormatError: two clips have one id.
@@ -52,27 +64,26 @@ def find_duplicates(parts: list[Done], settings: Settings) -> Duplicates:
                 ids.add(clip.id)
                 places.setdefault(split, []).append((number, position))
                 clips.setdefault(split, []).append((clip.id, clip.digest))
-    positions: dict[tuple[int, str], set[int]] = {}
-    rejected: list[Rejected] = []
+    dropped = Dropped()
     if settings.limits.keep_duplicates:
-        return Duplicates(positions, rejected)
+        return dropped
     whole = [split for split in clips if stays_whole(split, settings)]
     for (split, index), kept in cleaning.find_duplicates(clips, whole).items():
         number, position = places[split][index]
-        positions.setdefault((number, split), set()).add(position)
         clip_id = clips[split][index][0]
-        rejected.append(Rejected(clip_id, "duplicate", f"the same PCM as {kept}", "", split))
-    return Duplicates(positions, rejected)
+        what = f"the same PCM as {kept}"
+        dropped.add(number, position, Rejected(clip_id, "duplicate", what, "", split))
+    return dropped
 
 
 def assemble(
-    parts: list[Done], duplicates: Duplicates, name: str, description: str, rate: int, folder: Path
+    parts: list[Done], dropped: Dropped, name: str, description: str, rate: int, folder: Path
 ) -> dict[str, dict[str, Any]]:
     """Writes the dataset out of finished parts, which stay as they are.
 
     Args:
       parts: all of them, in the order of the input.
-      duplicates: clips to leave out.
+      dropped: clips to leave out.
       name: the dataset's.
       description: a line about it.
       rate: sample rate, Hz.
@@ -87,7 +98,7 @@ def assemble(
     for split in _in_order({split for part in parts for split in part.clips}):
         shards = []
         for number, part in enumerate(parts):
-            drop = duplicates.positions.get((number, split), set())
+            drop = dropped.positions.get((number, split), set())
             clips = [c for i, c in enumerate(part.clips.get(split, ())) if i not in drop]
             if clips:
                 shards.append((part.folder / split, drop, clips))

@@ -28,6 +28,7 @@ class Limits:
         tiny tier one exceeds 4% (an explosion, 14%), five exceed 1%.
       needs_caption: a clip without caption (and without label to make one of) is rejected.
       keep_duplicates: clips with the PCM of another one stay.
+      keep_near_duplicates: clips that sound like another one, re-encoded or cut, stay.
       max_rejected: largest share of rejected rows; beyond it the build stops.
     """
 
@@ -37,6 +38,7 @@ class Limits:
     max_clipped: float = 0.1
     needs_caption: bool = True
     keep_duplicates: bool = False
+    keep_near_duplicates: bool = True
     max_rejected: float = 0.1
 
 

@@ -28,6 +28,7 @@ class Settings:
       test: share that goes into `test`.
       published: the corpus' own held-out splits are to stay whole: there only clips that cannot be
         decoded or described are rejected, so that the number of clips stays that of others.
+      fingerprints: keep the landmarks of every clip beside it, for what is looked up later.
     """
 
     sample_rate: int = audio_files.SAMPLE_RATE
@@ -37,6 +38,7 @@ class Settings:
     validation: float = 0.1
     test: float = 0.1
     published: bool = False
+    fingerprints: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

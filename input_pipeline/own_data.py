@@ -15,7 +15,7 @@ import multiprocessing
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from input_pipeline.lock import locked
 
 if TYPE_CHECKING:
     from input_pipeline.parts import Done, Part
+    from input_pipeline.sources import Source
 
 REPORT, REJECTED = "prepare_report.json", "rejected.jsonl"
 # Ten seconds at 16 kHz are 320 kB: a shard of about 160 MB.
@@ -46,6 +47,7 @@ def prepare_own(
     layout: str = "",
     options: Options | None = None,
     settings: Settings | None = None,
+    exclude: Sequence[str] = (),
     workers: int = 2,
 ) -> Path:
     """Builds a dataset; does nothing where the same one is already built.
@@ -56,6 +58,8 @@ def prepare_own(
       layout: name of the format; "" guesses.
       options: columns and the like.
       settings: sample rate, limits, splits.
+      exclude: datasets, DIR or DIR:SPLIT, whose recordings are left out (without a split: all but
+        train).
       workers: decoding processes; 0 decodes in this one.
 
     Returns:
@@ -68,28 +72,40 @@ def prepare_own(
     options, settings = options or Options(), settings or Settings()
     root = root.expanduser()
     chosen, why = choose_format(root, layout)
-    settings = dataclasses.replace(settings, published=chosen.published)
+    similar_too = bool(exclude) or not settings.limits.keep_near_duplicates
+    settings = dataclasses.replace(settings, published=chosen.published, fingerprints=similar_too)
     _say(f"{root}: format {chosen.name} ({chosen.title}), because {why}")
     # Here, not at the top: --help and messages about the input come without TFDS.
-    from input_pipeline import assemble
+    from input_pipeline import assemble, recordings, similar
     from input_pipeline.parts import VERSION
 
     final = output / VERSION
+    unwanted = {name: recordings.open_splits(name, held_out=True) for name in exclude}
     with locked(output, _say):
         parts, absent, rows = _plan(chosen, root, options, settings)
-        digest = _digest(parts, absent, settings)
+        digest = _digest(parts, absent, settings, unwanted)
         if _is_ready(final, digest):
             _say(f"{final} is ready")
             return final
         work = output / ".work"
         done = list(_run(parts, settings, work, workers))
         rows += sum(part.rows for part in done if part.rows) - sum(len(p.rows) for p in parts)
-        duplicates = assemble.find_duplicates(done, settings)
-        bad = [item for part in done for item in part.rejected] + duplicates.rejected
-        expected = [] if chosen.partial else absent
+        dropped = assemble.find_duplicates(done, settings)
+        if unwanted:
+            references = {
+                name: recordings.reference(sources, workers, f"reading {name}")
+                for name, sources in unwanted.items()
+            }
+            similar.drop_excluded(done, settings, references, dropped)
+        if not settings.limits.keep_near_duplicates:
+            similar.drop_near_duplicates(done, settings, dropped)
+        bad = [item for part in done for item in part.rejected] + dropped.rejected
         _write_rejected(work / REJECTED, absent + bad)
-        counted = rows - (len(absent) if chosen.partial else 0)
-        if message := cleaning.too_many(expected + bad, counted, settings.limits):
+        # What was asked to go, and videos that nobody has any more, are no sign of bad input.
+        unexpected = [item for item in bad if item.reason != "excluded"]
+        unexpected += [] if chosen.partial else absent
+        counted = rows - (len(absent + bad) - len(unexpected))
+        if message := cleaning.too_many(unexpected, counted, settings.limits):
             raise UserError(
                 f"{message}\nAll of them stand in {work / REJECTED}. Mend the input, or change the"
                 " limits (`alm prepare --help`); what is decoded stays decoded"
@@ -100,7 +116,7 @@ def prepare_own(
         shutil.rmtree(whole, ignore_errors=True)
         summary = assemble.assemble(
             done,
-            duplicates,
+            dropped,
             _name(output),
             f"{chosen.title}, prepared by `alm prepare` from {root}",
             settings.sample_rate,
@@ -207,8 +223,15 @@ def _run(parts: list[Part], settings: Settings, work: Path, workers: int) -> Ite
                     future.cancel()
 
 
-def _digest(parts: list[Part], absent: list[Rejected], settings: Settings) -> str:
+def _digest(
+    parts: list[Part],
+    absent: list[Rejected],
+    settings: Settings,
+    unwanted: Mapping[str, Sequence[Source]],
+) -> str:
     digest = hashlib.blake2b(repr((settings, absent)).encode(), digest_size=16)
+    for source in itertools.chain.from_iterable(unwanted.values()):
+        digest.update(source.fingerprint.encode())
     for part in parts:
         digest.update(part.digest(settings).encode())
     return digest.hexdigest()

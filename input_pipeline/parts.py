@@ -19,15 +19,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline.cleaning import Rejected
 from input_pipeline.examples import Example, Settings, examples
+from input_pipeline.fingerprint import Fingerprint, fingerprint
 from input_pipeline.formats import FORMATS
 from input_pipeline.formats.rows import Options, Row
 
 VERSION = "1.0.0"
-_DONE = "done.json"
+_DONE, _PRINTS = "done.json", ".prints.npz"
 
 # `text` is a list: every caption of the clip. Training draws one, evaluation uses them all.
 FEATURES = {
@@ -77,8 +79,10 @@ class Part:
 
     def digest(self, settings: Settings) -> str:
         """Changes with whatever decides what the part becomes."""
-        # These two are judged over all parts, later.
-        limits = dataclasses.replace(settings.limits, max_rejected=0.0, keep_duplicates=False)
+        # These are judged over all parts, later.
+        limits = dataclasses.replace(
+            settings.limits, max_rejected=0.0, keep_duplicates=False, keep_near_duplicates=True
+        )
         digest = hashlib.blake2b(digest_size=16)
         how = (VERSION, self.layout, self.options, dataclasses.replace(settings, limits=limits))
         digest.update(repr((*how, self.file, self.rows)).encode())
@@ -158,6 +162,7 @@ def write_part(part: Part, settings: Settings, work: Path) -> Done:
     encode = _Encoder()
     writers: dict[str, Any] = {}
     clips: dict[str, list[Clip]] = {}
+    prints: dict[str, list[Fingerprint]] = {}
     rejected: list[Rejected] = []
     count = 0
     try:
@@ -174,9 +179,14 @@ def write_part(part: Part, settings: Settings, work: Path) -> Done:
                 )
             writers[split].write(encode(outcome))
             clips.setdefault(split, []).append(_note(outcome))
+            if settings.fingerprints:
+                pcm: Any = outcome.features["audio"]
+                prints.setdefault(split, []).append(fingerprint(pcm, settings.sample_rate))
     finally:
         for writer in writers.values():
             writer.close()
+    for split, found in prints.items():
+        _write_prints(folder / f"{split}{_PRINTS}", found)
     content = {
         "digest": digest,
         "rows": count,
@@ -187,6 +197,31 @@ def write_part(part: Part, settings: Settings, work: Path) -> Done:
     unfinished.write_text(json.dumps(content), encoding="utf-8")
     unfinished.rename(folder / _DONE)
     return Done(folder, count, clips, rejected)
+
+
+def _write_prints(path: Path, prints: list[Fingerprint]) -> None:
+    np.savez(
+        path,
+        landmarks=np.concatenate([found.landmarks for found in prints]),
+        frames=np.concatenate([found.frames for found in prints]),
+        sizes=np.array([len(found.landmarks) for found in prints]),
+    )
+
+
+def read_prints(done: Done, split: str) -> list[Fingerprint]:
+    """The landmarks of a finished part's clips, in order (`Settings.fingerprints`)."""
+    with np.load(done.folder / f"{split}{_PRINTS}") as stored:
+        ends = np.cumsum(stored["sizes"])[:-1]
+        columns = (np.split(stored[name], ends) for name in ("landmarks", "frames"))
+        return [Fingerprint(*pair) for pair in zip(*columns, strict=True)]
+
+
+def read_pcm(done: Done, split: str, position: int) -> np.ndarray:
+    """The PCM, int16 [S], of a finished part's clip."""
+    path = os.fspath(done.folder / split)
+    record = array_record_data_source.ArrayRecordDataSource([path])[position]
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    return np.frombuffer(features["audio"].bytes_list.value[0], np.int16)
 
 
 class _Encoder:

@@ -108,6 +108,20 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--keep-duplicates", action="store_true", help="clips with the PCM of another one stay"
     )
     limits.add_argument(
+        "--drop-near-duplicates",
+        action="store_false",
+        dest="keep_near_duplicates",
+        help="reject clips that sound like another one: re-encoded, cut, made louder",
+    )
+    limits.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="DATASET",
+        help="reject clips whose recording is in this prepared dataset, DIR or DIR:SPLIT (without"
+        " a split: in all but train); may be given several times",
+    )
+    limits.add_argument(
         "--allow-no-caption", action="store_true", help="clips without a caption stay"
     )
 
@@ -151,6 +165,7 @@ def _own(options: argparse.Namespace) -> Path:
             validation=options.validation,
             test=options.test,
         ),
+        exclude=options.exclude,
         workers=options.workers,
     )
 

@@ -120,7 +120,8 @@ def test_command(command: str, folder: Path, tiny_packages: Path, monkeypatch) -
         words.append(f"--packages={tiny_packages}")
     if words[1] == "eval":
         words.append("--data=data/opensounds/tiny")
-    assert cli.main(words[1:]) == 0
+    # Rendered notes of the tiny tier share samples; status 1 says so.
+    assert cli.main(words[1:]) == (1 if words[1] == "overlap" else 0)
 
 
 @pytest.mark.parametrize("code", blocks("python"))
