@@ -23,8 +23,9 @@ PY := $(VENV)/bin/python
 # Tests compile much and compute little, each on one core, so two of them at a time take little more
 # than half as long. A file stays in one process: its tests share what they compile.
 PROCESSES := --numprocesses=2 --dist=loadfile
-# What needs transformers or onnx, which ask for newer versions of others than alm_jax does.
-NEWEST := tests/test_docs.py tests/interop/test_huggingface_vit.py tests/interop/test_onnx_export.py \
+# What needs transformers or onnx, which ask for newer versions of others than alm_jax does, and what
+# needs the libraries of the extra `dev`.
+NEWEST := tests/test_docs.py tests/evaluators/test_caption_sets.py tests/interop/test_huggingface_vit.py tests/interop/test_onnx_export.py \
   tests/input_pipeline/test_json_tokenizer.py tests/parity/test_clap_transformers.py
 INSTALLED := $(VENV)/.installed
 LOWER_VENV := $(VENV)-lower
@@ -37,7 +38,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 test test-fast test-lower-bounds: export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart ablation test test-fast test-lower-bounds lint format install clean
+.PHONY: help quickstart ablation benchmarks test test-fast test-lower-bounds lint format install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' Makefile
@@ -69,6 +70,10 @@ format: $(INSTALLED) ## rewrite the files as ruff wants them
 test-lower-bounds: $(LOWER_VENV)/.installed ## the fast tests with the oldest versions pyproject admits
 	@echo "==> Tests with the oldest admitted versions"
 	@$(LOWER_VENV)/bin/python -m pytest -q -m "not slow" $(NEWEST:%=--ignore=%)
+
+benchmarks: $(INSTALLED) ## speed beside PyTorch, tens of minutes on two cores [ARGS="training --output=FILE"]
+	@$(PY) -m pip install -q -e '.[bench]'
+	@$(PY) -m tests.benchmarks $(ARGS)
 
 install: $(INSTALLED) ## only the virtual environment
 

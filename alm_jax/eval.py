@@ -1,54 +1,99 @@
-"""Scores a model on a held-out split: retrieval, zero-shot classes, captions.
+"""Scores a model by named protocols: retrieval, zero-shot classes and tags, captions.
 
-alm eval --model=runs/quickstart/clap --split=test --output=results.json
+alm eval --model=runs/quickstart/clap --output=evaluation
+alm eval --model=DIR --protocol=clotho-retrieval,clotho-captions --data=data/clotho --output=DIR
+alm eval --list
+
+Beside each number stand a confidence interval, chance, the number of clips, the prompt, the
+gallery, how it is counted, and a fingerprint of the data. docs/evaluation.md lists the protocols.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
 import sys
+from pathlib import Path
 
 from alm_jax import cli
 from alm_jax.arguments import ArgumentParser
+from alm_jax.errors import UserError
+
+RESULTS, TABLE, CARD = "results.json", "table.txt", "card.md"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="alm eval", description=__doc__)
+    parser.add_argument(
+        "--model", metavar="DIR", help="a run's workdir, its best/ folder, or an exported folder"
+    )
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME[,NAME]",
+        help="what to measure (--list shows all); by default what the dataset is published with, "
+        "or `heldout`. NAME:PROMPT takes other prompts, NAME:DECODE another decoding",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DATASET",
+        help="a prepared dataset, or the table of a compositional protocol; by default the dataset "
+        "that the model was trained on",
+    )
+    parser.add_argument("--split", default="", help="instead of the protocol's own split")
+    parser.add_argument(
+        "--output", metavar="DIR", help=f"receives {RESULTS}, {TABLE}, {CARD} and predictions"
+    )
+    parser.add_argument("--list", action="store_true", help="show all protocols and end")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """The verb `alm eval`."""
-    parser = ArgumentParser(prog="alm eval", description=__doc__)
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="workdir of a run, or an exported folder"
-    )
-    parser.add_argument(
-        "--data", metavar="DIR", help="a prepared dataset; the one it was trained on by default"
-    )
-    parser.add_argument("--split", default="test", help="which split (default: %(default)s)")
-    parser.add_argument("--output", metavar="FILE.json", help="add the numbers to this file")
-    parser.add_argument(
-        "--details", metavar="FOLDER", help="write embeddings and predictions there"
-    )
-    parser.add_argument(
-        "--ridge",
-        action="store_true",
-        help="also fit the ridge baseline on the dataset's training split",
-    )
+    parser = _parser()
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Late: `alm eval --help` should not wait for JAX.
-    from alm_jax.evaluators.baseline import ridge_results
-    from alm_jax.evaluators.files import save_evaluation
+    from alm_jax.evaluators.protocols import format_list
+
+    if args.list:
+        print(format_list())
+        return 0
+    if not args.model:
+        parser.error("--model=DIR is needed")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from alm_jax.evaluators.caption_java import unavailable
+    from alm_jax.evaluators.card import evaluation_card
+    from alm_jax.evaluators.protocol_runs import run
+    from alm_jax.evaluators.protocols import Captions, default_protocols, find_protocols
     from alm_jax.evaluators.results import format_table, write_results
-    from alm_jax.evaluators.suite import evaluate_split
+    from alm_jax.evaluators.session import Session
     from alm_jax.inference.model import load
 
+    asked = find_protocols(args.protocol) if args.protocol else None
+    folder = None if args.output is None else Path(args.output).expanduser()
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"--output={folder} is a file: name a folder, which receives {RESULTS}")
     model = load(args.model)
-    evaluation = evaluate_split(model, args.data or model.config.data.dir, args.split)
-    rows = dict(evaluation.results)
-    if args.ridge:
-        rows |= ridge_results(evaluation.clips, model.config.data.train_split, "validation")
-    if args.details:
-        save_evaluation(evaluation, args.details)
-    if args.output:
-        write_results(args.output, rows)
+    session = Session(model, args.data or model.config.data.dir, args.split)
+    chosen = asked or default_protocols(session.layout, model.has_captions)
+    rows: dict = {}
+    for protocol in chosen:
+        print(f"{protocol.tag}: {protocol.title}", file=sys.stderr)
+        rows |= run(protocol, session, folder)
+    if folder is not None:
+        # One folder is one evaluation: rows of another one would stand there as if they were of it.
+        (folder / RESULTS).unlink(missing_ok=True)
+        write_results(folder / RESULTS, rows)
+        missing = [unavailable()] if any(isinstance(p, Captions) for p in chosen) else []
+        card = evaluation_card(
+            model, os.fspath(args.model), chosen, rows, [line for line in missing if line]
+        )
+        (folder / CARD).write_text(card, encoding="utf-8")
+        (folder / TABLE).write_text(format_table(rows) + "\n", encoding="utf-8")
     print(format_table(rows))
     return 0
 

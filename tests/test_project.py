@@ -71,7 +71,7 @@ def _third_party() -> Iterator[tuple[pathlib.Path, str, set[str], bool]]:
 def test_every_import_is_declared():
     """An undeclared import works here by luck and fails on a fresh machine."""
     core = _declared()
-    optional = set().union(*map(_declared, ("torch", "hf", "onnx", "app", "import")))
+    optional = set().union(*map(_declared, ("torch", "hf", "onnx", "app", "import", "captions")))
     for path, module, names, at_import in _third_party():
         # A file shipped with an exported model runs beside torch, without this package.
         needs_torch = "modelling" in path.as_posix()

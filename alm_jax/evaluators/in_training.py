@@ -94,7 +94,11 @@ def make_evaluator(
         if config.model.text is None:
             return scalars
         rows = retrieval_results(
-            _embed_together(model, clips), model.embed_text(clips.captions), clips, f"eval/{split}"
+            _embed_together(model, clips),
+            model.embed_text(clips.captions),
+            clips,
+            f"eval/{split}",
+            intervals=False,
         )
         return scalars | {name: row["value"] for name, row in rows.items()}
 

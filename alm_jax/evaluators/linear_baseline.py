@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -23,9 +24,8 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.caption_metrics import tokenise
+from alm_jax.evaluators.caption_words import tokenise
 from alm_jax.evaluators.ranking import check_embeddings
-from alm_jax.evaluators.results import Row
 from alm_jax.evaluators.retrieval import distinct_captions, retrieval_metrics
 
 RIDGE_STRENGTHS = (30.0, 100.0, 300.0, 1000.0)
@@ -186,7 +186,7 @@ def linear_baseline(
     validation_texts: Sequence[str],
     whiten: bool = True,
     prefix: str = "baseline/linear",
-) -> dict[str, Row]:
+) -> dict[str, dict[str, Any]]:
     """Fits the baseline and scores it as any model is scored.
 
     Args:

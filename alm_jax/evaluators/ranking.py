@@ -68,10 +68,12 @@ class Ranks:
       best: int [queries], rank of the best placed right item, 1 is first, ties against the model.
       average_precision: float64 [queries], average precision down to the asked depth, divided by
         the number of all right items of the query.
+      places: int [pairs], rank of each right item, in the order of `Positives.items`.
     """
 
     best: NDArray[np.int64]
     average_precision: NDArray[np.float64]
+    places: NDArray[np.int64]
 
 
 def check_embeddings(x: ArrayLike, name: str) -> NDArray[np.float64]:
@@ -153,6 +155,7 @@ def rank_positives(
     starts = np.concatenate([[0], np.cumsum(positives.counts)])
     best = np.empty(len(query), np.int64)
     precision = np.empty(len(query), np.float64)
+    places = np.empty(len(positives.items), np.int64)
     for low in range(0, len(query), _BLOCK):
         high = min(low + _BLOCK, len(query))
         rows = query[low:high].astype(np.float64)
@@ -167,13 +170,14 @@ def rank_positives(
         place = np.arange(len(scores)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
         right = _right_at_least(scores, counts, tolerance)
         rank = place + at_least - right
+        places[starts[low] + order] = rank
         gain = place / rank
         if depth is not None:
             gain = np.where(rank <= depth, gain, 0.0)
         segments = np.cumsum(counts) - counts
         best[low:high] = rank[segments]
         precision[low:high] = np.add.reduceat(gain, segments) / counts
-    return Ranks(best=best, average_precision=precision)
+    return Ranks(best=best, average_precision=precision, places=places)
 
 
 def _pair_scores(

@@ -1,8 +1,15 @@
 """results.json: one flat file of numbers, each with what is needed to read it.
 
-Every entry is `name -> row`. A row holds at least `value`, `chance` (what a model that knows
-nothing gets, or null where the question makes no sense) and `protocol` (how it was counted, with a
-version); evaluators add `unit`, `n_clips`, `n_captions`, `n_classes`, `prompt` and the like.
+Every entry is `name -> row`, a row being one number and its circumstances:
+
+* `value`; `chance`, its expectation without knowledge, null where there is none; `protocol`: name,
+  version and rules of the count. No row is without these;
+* `unit`: 'fraction' (0..1), 'rank' (1 is best) or 'score';
+* `ci_low`, `ci_high`, `ci`: a confidence interval, and how it was made;
+* `n_clips`, `n_captions`, `n_queries`, `n_gallery`, `n_classes`: sizes of the problem; `gallery`;
+* `prompt`: the text templates, where the number depends on them;
+* `convention`: how it is counted, and who counts so, where codes differ;
+* `dataset`, `split`, `dataset_fingerprint`; `note`: what keeps it from being comparable.
 """
 
 import fcntl
@@ -16,19 +23,11 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from alm_jax.errors import UserError
+from alm_jax.evaluators.bootstrap import Interval
 
 
 class Row(TypedDict):
-    """One number and its circumstances.
-
-    Attributes:
-      value: the number.
-      chance: its expectation without knowledge, None where there is none.
-      unit: 'fraction' (0..1), 'rank' (1 is best) or 'score'.
-      protocol: name, version and rules of the count.
-      n_clips, n_captions, n_queries, n_gallery, n_classes: sizes of the problem.
-      prompt: the text templates, where the number depends on them.
-    """
+    """The fields of a number that most evaluators give; see the module's docstring."""
 
     value: float
     chance: float | None
@@ -124,47 +123,84 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lays results out for a terminal, chance and sizes beside every number.
+    """Lays results out for a terminal, chance, interval and sizes beside every number.
 
     Args:
       results: name -> row.
 
     Returns:
-      Lines of text without a final newline. Fractions are shown in percent.
+      Lines of text without a final newline. Fractions are shown in percent. How each number was
+      counted stands below, under the number of its last column.
     """
-    header = ("metric", "value", "chance", "clips", "captions", "classes", "prompt")
-    lines: list[Sequence[str]] = [header]
-    for name, row in results.items():
+    notes = list(dict.fromkeys(filter(None, map(_note, results.values()))))
+    lines: list[Sequence[str]] = [tuple(_COLUMNS)]
+    for row_name, row in results.items():
+        cells = {name: str(row.get(field, "")) for name, field in _COLUMNS.items()}
         unit = row.get("unit", "score")
-        lines.append(
-            (
-                name,
-                _shown(row["value"], unit),
-                _shown(row["chance"], unit),
-                *(str(row.get(f"n_{what}", "")) for what in header[3:6]),
-                str(row.get("prompt", "")),
-            )
+        cells["metric"] = row_name
+        cells["value"], cells["chance"] = (
+            format_value(row["value"], unit),
+            format_value(row["chance"], unit),
         )
+        if "ci_low" in row:
+            cells["95% interval"] = (
+                f"{format_value(row['ci_low'], unit)}-{format_value(row['ci_high'], unit)}"
+            )
+        if len(notes) > 1 and (note := _note(row)):
+            cells["note"] = f"[{notes.index(note) + 1}]"
+        lines.append(tuple(cells.values()))
     used = [
         column
-        for column in range(len(header))
-        if column < 3 or any(line[column] for line in lines[1:])
+        for column in range(len(_COLUMNS))
+        if any(line[column] for line in lines[1:]) or tuple(_COLUMNS)[column] in _ALWAYS
     ]
     widths = {column: max(len(line[column]) for line in lines) for column in used}
-    left = {0, len(header) - 1}
+    left = {list(_COLUMNS).index(name) for name in ("metric", "data", "prompt", "note")}
     table = []
     for line in lines:
-        cells = [
+        padded = [
             line[column].ljust(width) if column in left else line[column].rjust(width)
             for column, width in widths.items()
         ]
-        table.append("  ".join(cells).rstrip())
+        table.append("  ".join(padded).rstrip())
     table.insert(1, "  ".join("-" * widths[column] for column in used))
-    notes = sorted({str(row["protocol"]) for row in results.values() if row.get("protocol")})
-    return "\n".join(table + [f"  {note}" for note in notes])
+    numbered = len(notes) > 1
+    return "\n".join(
+        table + [f"  [{n}] {note}" if numbered else f"  {note}" for n, note in enumerate(notes, 1)]
+    )
 
 
-def _shown(value: float | None, unit: str) -> str:
+def with_interval(interval: Interval | None, unit: str = "clips") -> dict[str, Any]:
+    """The fields of a row that give its confidence interval; none where there is none."""
+    return {} if interval is None else interval.fields(unit)
+
+
+# Column -> field of a row.
+_COLUMNS = {
+    "metric": "",
+    "value": "",
+    "95% interval": "",
+    "chance": "",
+    "clips": "n_clips",
+    "captions": "n_captions",
+    "queries": "n_queries",
+    "gallery": "n_gallery",
+    "classes": "n_classes",
+    "data": "dataset_fingerprint",
+    "prompt": "prompt",
+    "note": "",
+}
+_ALWAYS = ("metric", "value", "chance")
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """How a number was counted, in one line."""
+    parts = (row.get("protocol"), row.get("convention"), row.get("ci"), row.get("note"))
+    return "; ".join(str(part) for part in parts if part)
+
+
+def format_value(value: float | None, unit: str) -> str:
+    """A number for people: a fraction in percent, "-" for None."""
     if value is None:
         return "-"
     if unit == "fraction":

@@ -12,16 +12,19 @@ is 0.43, 0.57 or 0.74 depending on whose code ranks it):
   divided by the number of ALL right items of the query;
 * the median rank is that of the best placed right item, 1 is best.
 
-Beside every value stands its exact expectation under a random ranking.
+Beside every value stands its exact expectation under a random ranking, and its bootstrap interval
+over the queries. Sets with several captions a clip, counted as papers do, are in `caption_sets`.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
+from alm_jax.evaluators.bootstrap import mean_interval, median_interval
 from alm_jax.evaluators.chance import (
     average_precision_chance,
     median_rank_chance,
@@ -34,7 +37,7 @@ from alm_jax.evaluators.ranking import (
     rank_positives,
     unit_grid,
 )
-from alm_jax.evaluators.results import Row
+from alm_jax.evaluators.results import with_interval
 
 PROTOCOL = "retrieval-v1: cosine, distinct captions, ties within {tolerance:g} lose, trec mAP"
 MAP_DEPTH = 10
@@ -96,7 +99,8 @@ def retrieval_metrics(
     prefix: str = "eval/retrieval",
     ks: Sequence[int] = (1, 5, 10),
     tie_tolerance: float = TIE_TOLERANCE,
-) -> dict[str, Row]:
+    intervals: bool = True,
+) -> dict[str, dict[str, Any]]:
     """R@k, mAP@10 and median rank, audio->text and text->audio.
 
     Captions that belong to no clip are distractors: they stand in the gallery of audio->text and
@@ -110,10 +114,12 @@ def retrieval_metrics(
       prefix: names start with it: `{prefix}/audio_to_text/R@10`.
       ks: cut-offs of recall.
       tie_tolerance: cosine difference up to which two items are tied.
+      intervals: whether to add confidence intervals.
 
     Returns:
       Name -> row with `value`, `chance`, `unit`, `n_clips`, `n_captions`, `n_queries`,
-      `n_gallery`, `protocol`. R@k and mAP are fractions, ranks start at 1.
+      `n_gallery`, `protocol`, and `ci_low`, `ci_high`, `ci`. R@k and mAP are fractions, ranks start
+      at 1.
 
     Raises:
       UserError: NaN or infinite embeddings (the rows are named), widths that differ, an index
@@ -122,7 +128,7 @@ def retrieval_metrics(
     clips, captions = unit_grid(audio, "audio"), unit_grid(text, "text")
     clip, caption = _pairs(caption_of_clip, len(clips), len(captions))
     protocol = PROTOCOL.format(tolerance=tie_tolerance)
-    results: dict[str, Row] = {}
+    results: dict[str, dict[str, Any]] = {}
     for direction, query, gallery, pairs in (
         ("audio_to_text", clips, captions, (clip, caption)),
         ("text_to_audio", captions, clips, (caption, clip)),
@@ -132,18 +138,20 @@ def retrieval_metrics(
             query[queries], gallery, positives, depth=MAP_DEPTH, tie_tolerance=tie_tolerance
         )
         size, right = len(gallery), positives.counts
-        values: list[tuple[str, float, float, str]] = [
-            (f"R@{k}", float(np.mean(ranks.best <= k)), recall_chance(size, right, k), "fraction")
-            for k in ks
+        found = [ranks.best <= k for k in ks]
+        values: list[tuple[str, float, float, str, Any]] = [
+            (f"R@{k}", float(np.mean(hit)), recall_chance(size, right, k), "fraction", hit)
+            for k, hit in zip(ks, found, strict=True)
         ]
         # fsum is exact, so that the order of the clips cannot move the last digit.
-        mean_precision = math.fsum(ranks.average_precision) / len(queries)
+        precision = ranks.average_precision
+        mean_precision = math.fsum(precision) / len(queries)
         chance_precision = average_precision_chance(size, right, MAP_DEPTH)
-        values.append((f"mAP@{MAP_DEPTH}", mean_precision, chance_precision, "fraction"))
+        values.append((f"mAP@{MAP_DEPTH}", mean_precision, chance_precision, "fraction", precision))
         median = float(np.median(ranks.best))
-        values.append(("median_rank", median, median_rank_chance(size, right), "rank"))
-        for name, value, chance, unit in values:
-            results[f"{prefix}/{direction}/{name}"] = {
+        values.append(("median_rank", median, median_rank_chance(size, right), "rank", ranks.best))
+        for name, value, chance, unit, each in values:
+            row: dict[str, Any] = {
                 "value": value,
                 "chance": chance,
                 "unit": unit,
@@ -153,6 +161,10 @@ def retrieval_metrics(
                 "n_gallery": size,
                 "protocol": protocol,
             }
+            if intervals:
+                find = median_interval if unit == "rank" else mean_interval
+                row |= with_interval(find(each), "queries")
+            results[f"{prefix}/{direction}/{name}"] = row
     return results
 
 

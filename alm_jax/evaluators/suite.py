@@ -75,14 +75,20 @@ def embed_clips(
     return np.concatenate(parts)
 
 
-def generate_captions(model: JaxModel, clips: Clips) -> list[str] | None:
-    """One greedy caption a clip, or None where the model has no caption decoder."""
+def generate_captions(model: JaxModel, clips: Clips, decode: str = "greedy") -> list[str] | None:
+    """One caption a clip, or None where the model has no caption decoder.
+
+    Args:
+      model: writes captions.
+      clips: the split.
+      decode: `alm_jax.inference.decoding.Decoding` in words.
+    """
     if not model.has_captions:
         return None
     return [
         caption
         for audio in clips.audio_chunks("writing captions", _CHUNK)
-        for caption in model.caption(audio, model.sample_rate, batch_size=_BATCH)
+        for caption in model.caption(audio, model.sample_rate, batch_size=_BATCH, decode=decode)
     ]
 
 
@@ -116,7 +122,12 @@ class Evaluation:
 
 
 def retrieval_results(
-    audio: np.ndarray, text: np.ndarray, clips: Clips, prefix: str = "eval/retrieval"
+    audio: np.ndarray,
+    text: np.ndarray,
+    clips: Clips,
+    prefix: str = "eval/retrieval",
+    *,
+    intervals: bool = True,
 ) -> Results:
     """Retrieval both ways on every subset of the split.
 
@@ -125,11 +136,14 @@ def retrieval_results(
       text: embeddings [m, J] of `clips.captions`.
       clips: the split.
       prefix: names start with it and the subset's suffix.
+      intervals: whether to add confidence intervals.
     """
     results: Results = {}
     for suffix, (what, keep) in clips.subsets.items():
         rows = retrieval_metrics(
-            *select_clips(audio, text, clips.caption_of_clip, keep), prefix=prefix + suffix
+            *select_clips(audio, text, clips.caption_of_clip, keep),
+            prefix=prefix + suffix,
+            intervals=intervals,
         )
         results |= _with(rows, clips, what, RETRIEVAL_PROMPT)
     return results
@@ -189,6 +203,16 @@ def evaluate_split(model: JaxModel, directory: str | os.PathLike[str], split: st
     Raises:
       UserError: no such data, or a model without a text tower.
     """
+    clips = open_clips(model, directory, split)
+    return evaluate_clips(model, clips, embed_clips(model, clips))
+
+
+def open_clips(model: JaxModel, directory: str | os.PathLike[str], split: str) -> Clips:
+    """A split that a model with a text side can be scored on.
+
+    Raises:
+      UserError: as `evaluate_split`.
+    """
     if not model.has_text:
         raise UserError(
             f"{model!r} was trained without text (config.model.text is none): it has no "
@@ -200,7 +224,11 @@ def evaluate_split(model: JaxModel, directory: str | os.PathLike[str], split: st
             f"{clips.directory} holds audio at {clips.sample_rate} Hz, but the model was trained "
             f"at {model.sample_rate} Hz; build the dataset at that rate"
         )
-    audio = embed_clips(model, clips)
+    return clips
+
+
+def evaluate_clips(model: JaxModel, clips: Clips, audio: np.ndarray) -> Evaluation:
+    """What `evaluate_split` measures, on clips whose embeddings [n, J] are known."""
     text = model.embed_text(clips.captions)
     results = retrieval_results(audio, text, clips)
     zero_shot, answers = zero_shot_results(model, audio, clips)

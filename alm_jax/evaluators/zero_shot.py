@@ -6,12 +6,14 @@ model: a clip is right only if its class scores higher than every other by more 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.chance import average_precision_chance
+from alm_jax.evaluators.bootstrap import Interval, group_mean_interval, mean_interval
+from alm_jax.evaluators.class_precision import class_precision
 from alm_jax.evaluators.ranking import (
     TIE_TOLERANCE,
     Positives,
@@ -19,7 +21,7 @@ from alm_jax.evaluators.ranking import (
     rank_positives,
     unit_grid,
 )
-from alm_jax.evaluators.results import Row
+from alm_jax.evaluators.results import with_interval
 
 PROTOCOL = "zero-shot-v1: nearest class prompt by cosine, ties within {tolerance:g} lose"
 
@@ -28,8 +30,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
     "sound": ("the sound of {a}", "{}, sound effect"),
     "note": ("{a} playing a note",),
-    "cacophony": ("This is a sound of {}",),
-    "laion": ("This is a sound of {}.",),
+    # LAION-CLAP's and Cacophony's zero-shot scripts; Cacophony says "on" for TUT Acoustic Scenes.
+    "this_is": ("This is a sound of {}",),
+    "this_is_on": ("This is a sound on {}",),
+    # transformers' pipeline "zero-shot-audio-classification" unless told otherwise.
+    "pipeline": ("This is a sound of {}.",),
+    "ensemble": ("This is a sound of {}", "the sound of {a}", "{}", "a recording of {a}"),
 }
 
 
@@ -86,7 +92,9 @@ def zero_shot_metrics(
     prompts: Sequence[str],
     prefix: str = "eval/zero_shot",
     tie_tolerance: float = TIE_TOLERANCE,
-) -> dict[str, Row]:
+    folds: ArrayLike | None = None,
+    intervals: bool = True,
+) -> dict[str, dict[str, Any]]:
     """Accuracy, accuracy averaged over classes, and mAP, with chance and the majority share.
 
     Args:
@@ -97,12 +105,15 @@ def zero_shot_metrics(
       prompts: the templates that were used, reported beside the numbers.
       prefix: names start with it.
       tie_tolerance: cosine difference up to which two classes are tied.
+      folds: int [n], the fold of each clip, where a corpus has some.
+      intervals: whether to add confidence intervals.
 
     Returns:
       Rows `{prefix}/accuracy` (share of clips given their class), `/macro_accuracy` (the same,
       each class that has clips weighing the same), `/mAP` (average precision of ranking all clips
       by each class that has clips, averaged over these classes) and `/majority_share` (accuracy of
-      always answering the most frequent class).
+      always answering the most frequent class); with folds also `/accuracy_mean_of_folds` and
+      `/accuracy/fold_{number}`. With intervals over clips.
 
     Raises:
       UserError: unknown label, wrong shapes, non-finite embeddings.
@@ -117,34 +128,54 @@ def zero_shot_metrics(
     every_clip = np.arange(len(clips))
     _, right_class = Positives.from_pairs(every_clip, label)
     found = rank_positives(clips, classes, right_class, tie_tolerance=tie_tolerance).best == 1
-    present, clips_of_class = Positives.from_pairs(label, every_clip)
-    by_class = rank_positives(
-        classes[present], clips, clips_of_class, depth=None, tie_tolerance=tie_tolerance
+    by_class = class_precision(
+        clips, classes, every_clip, label, tie_tolerance=tie_tolerance, intervals=intervals
     )
-    counts = clips_of_class.counts
-    hits = np.bincount(label[found], minlength=len(classes))[present]
+    counts = by_class.counts
+    hits = np.bincount(label[found], minlength=len(classes))[by_class.present]
     chance = 1.0 / len(classes)
-    values = {
-        "accuracy": (float(found.mean()), chance),
-        "macro_accuracy": (math.fsum(hits / counts) / len(present), chance),
-        "mAP": (
-            math.fsum(by_class.average_precision) / len(present),
-            average_precision_chance(len(clips), counts),
+    values: dict[str, tuple[float, float, Interval | None]] = {
+        "accuracy": (float(found.mean()), chance, mean_interval(found) if intervals else None),
+        "macro_accuracy": (
+            math.fsum(hits / counts) / len(counts),
+            chance,
+            group_mean_interval(every_clip, label, found) if intervals else None,
         ),
-        "majority_share": (float(counts.max() / len(clips)), chance),
+        "mAP": (by_class.mean, by_class.chance, by_class.interval),
+        "majority_share": (float(counts.max() / len(clips)), chance, None),
     }
-    return {
-        f"{prefix}/{name}": {
-            "value": value,
-            "chance": expected,
-            "unit": "fraction",
-            "n_clips": len(clips),
-            "n_classes": len(classes),
-            "prompt": " | ".join(prompts),
-            "protocol": PROTOCOL.format(tolerance=tie_tolerance),
+    common = {
+        "unit": "fraction",
+        "n_clips": len(clips),
+        "n_classes": len(classes),
+        "prompt": " | ".join(prompts),
+        "protocol": PROTOCOL.format(tolerance=tie_tolerance),
+    }
+    rows = {
+        f"{prefix}/{name}": {"value": value, "chance": expected, **common, **with_interval(ends)}
+        for name, (value, expected, ends) in values.items()
+    }
+    if folds is None:
+        return rows
+    numbers, fold = np.unique(np.asarray(folds), return_inverse=True)
+    inside = np.equal.outer(fold, np.arange(len(numbers)))
+    each = inside[found].sum(axis=0) / inside.sum(axis=0)
+    rows[f"{prefix}/accuracy_mean_of_folds"] = {
+        "value": math.fsum(each) / len(each),
+        "chance": chance,
+        **common,
+        "convention": f"mean over {len(numbers)} folds, each weighing the same",
+        **with_interval(group_mean_interval(every_clip, fold, found) if intervals else None),
+    }
+    for column, (number, value) in enumerate(zip(numbers, each, strict=True)):
+        rows[f"{prefix}/accuracy/fold_{number}"] = {
+            "value": float(value),
+            "chance": chance,
+            **common,
+            "n_clips": int(inside[:, column].sum()),
+            **with_interval(mean_interval(found[inside[:, column]]) if intervals else None),
         }
-        for name, (value, expected) in values.items()
-    }
+    return rows
 
 
 def _class_index(

@@ -200,7 +200,7 @@ def commands(run: Path) -> list[tuple[str, str]]:
         ),
         (
             "The same numbers for another model or another dataset",
-            f"{alm} eval --model=DIR --data=DIR --split=test --output=results.json",
+            f"{alm} eval --model=DIR --data=DIR --output=evaluation",
         ),
         (
             "What each part earns: the quickstart without stage 1, captioning, masking",

@@ -1,0 +1,237 @@
+"""Runs protocols on a model and a dataset: rows for results.json, predictions beside them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alm_jax.errors import UserError
+from alm_jax.evaluators import caption_java, protocols
+from alm_jax.evaluators.caption_metrics import caption_metrics, checked_references
+from alm_jax.evaluators.caption_sets import caption_set_metrics
+from alm_jax.evaluators.clips import Clips
+from alm_jax.evaluators.compositional import compositional_metrics, read_pairs
+from alm_jax.evaluators.files import save_evaluation
+from alm_jax.evaluators.labels import read_labels
+from alm_jax.evaluators.predictions import write_answers, write_captions
+from alm_jax.evaluators.protocols import Protocol
+from alm_jax.evaluators.results import flatten_results
+from alm_jax.evaluators.session import Session
+from alm_jax.evaluators.suite import Results, evaluate_clips, generate_captions
+from alm_jax.evaluators.tagging import tagging_metrics
+from alm_jax.evaluators.zero_shot import TEMPLATES, zero_shot_metrics
+
+log = logging.getLogger("alm_jax")
+
+
+def run(protocol: Protocol, session: Session, folder: Path | None) -> Results:
+    """Measures what a protocol says.
+
+    Args:
+      protocol: an entry of `protocols.PROTOCOLS`.
+      session: model and data.
+      folder: receives predictions; None for none.
+
+    Returns:
+      Rows named `eval/{protocol.name}/...`; those of `heldout` and `ridge` keep the quickstart's
+      names.
+
+    Raises:
+      UserError: the dataset lacks what the protocol needs.
+    """
+    return _run(protocol, session, None if folder is None else folder / protocol.name)
+
+
+@functools.singledispatch
+def _run(protocol: Protocol, session: Session, folder: Path | None) -> Results:
+    raise TypeError(type(protocol))
+
+
+@_run.register
+def _held_out(protocol: protocols.HeldOut, session: Session, folder: Path | None) -> Results:
+    clips = _clips(protocol, session)
+    evaluation = evaluate_clips(session.model, clips, session.audio(clips))
+    if folder is not None:
+        save_evaluation(evaluation, folder)
+    return evaluation.results
+
+
+@_run.register
+def _ridge(protocol: protocols.Ridge, session: Session, folder: Path | None) -> Results:
+    from alm_jax.evaluators.baseline import ridge_results
+
+    del folder
+    train = session.model.config.data.train_split
+    return ridge_results(_clips(protocol, session), train, "validation")
+
+
+@_run.register
+def _retrieval(protocol: protocols.Retrieval, session: Session, folder: Path | None) -> Results:
+    clips = _clips(protocol, session)
+    each = clips.references
+    if bare := sum(not own for own in each):
+        raise UserError(
+            f"{protocol.name} needs captions, but {bare} of the {len(clips)} clips of "
+            f"{clips.directory}, split {clips.split!r}, have none"
+        )
+    audio, text = session.audio(clips), session.model.embed_text(clips.captions)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            folder / "embeddings.npz",
+            audio=audio,
+            text=text,
+            caption_of_clip=clips.caption_of_clip,
+            id=_ids(clips),
+            caption=np.asarray(clips.captions),
+        )
+    rows = caption_set_metrics(audio, text, clips.caption_of_clip, prefix=f"eval/{protocol.name}")
+    counts = sorted({len(own) for own in each})
+    odd = protocol.captions and counts != [protocol.captions]
+    note = f"{counts[0]} to {counts[-1]} captions a clip, not {protocol.captions}" if odd else ""
+    prompt = "the caption as written"
+    return _named(rows, protocol, session, clips, gallery=True, prompt=prompt, note=note)
+
+
+@_run.register
+def _classification(
+    protocol: protocols.Classification, session: Session, folder: Path | None
+) -> Results:
+    clips = _clips(protocol, session)
+    labels = read_labels(clips, protocol.label, protocol.classes, protocol.name)
+    notes = []
+    if protocol.classes and len(labels.classes) != protocol.classes:
+        notes.append(f"{len(labels.classes)} classes, not {protocol.classes}")
+    if labels.unlabelled:
+        notes.append(f"{labels.unlabelled} clips without label left out")
+    templates = TEMPLATES[protocol.prompt]
+    shared: dict[str, Any] = {"prompts": templates, "prefix": f"eval/{protocol.name}"}
+    if protocol.tags:
+        audio = session.audio(clips)[labels.rows]
+        classes = session.classes(labels.classes, protocol.prompt)
+        rows = tagging_metrics(audio, classes, labels.of_clip, **shared)
+        return _named(rows, protocol, session, clips, note="; ".join(notes))
+    label = labels.single(protocol.name)
+    folds = None
+    if protocol.folds:
+        folds = labels.folds
+        numbers = sorted(set(folds.tolist()))
+        if 0 in numbers:
+            raise UserError(
+                f"{protocol.name} is reported by fold, but {clips.directory} does not say which "
+                "clip is in which: prepare the corpus from its published layout "
+                f"(`alm prepare --format={protocol.layout} --input=DIR --output=DIR`), or take "
+                "--protocol=any-labels"
+            )
+        if len(numbers) != protocol.folds:
+            notes.append(f"{len(numbers)} folds, not {protocol.folds}")
+    if absent := len(labels.classes) - len(set(label)):
+        notes.append(f"{absent} classes without a clip: offered as answers, not averaged over")
+    audio = session.audio(clips)[labels.rows]
+    classes = session.classes(labels.classes, protocol.prompt)
+    rows = zero_shot_metrics(audio, classes, label, labels.classes, folds=folds, **shared)
+    if folder is not None:
+        best = np.argmax(np.asarray(audio, np.float64) @ classes.T, axis=1)
+        write_answers(
+            folder / "predictions.csv",
+            _ids(clips)[labels.rows].tolist(),
+            [labels.classes[place] for place in label],
+            [labels.classes[place] for place in best],
+        )
+    return _named(rows, protocol, session, clips, note="; ".join(notes))
+
+
+@_run.register
+def _captions(protocol: protocols.Captions, session: Session, folder: Path | None) -> Results:
+    clips = _clips(protocol, session)
+    generated = generate_captions(session.model, clips, protocol.decode)
+    if generated is None:
+        raise UserError(
+            f"{protocol.name} needs a model that writes captions; {session.model!r} was trained "
+            "without a caption decoder (config.model.caption_decoder)"
+        )
+    references = checked_references(generated, clips.references)
+    if folder is not None:
+        write_captions(folder / "predictions.csv", _ids(clips).tolist(), generated, references)
+    prefix = f"eval/{protocol.name}"
+    rows = caption_metrics(generated, references, prefix=prefix)
+    if reason := caption_java.unavailable():
+        log.warning("%s: %s", protocol.name, reason)
+    else:
+        rows |= caption_java.metrics(generated, references, prefix)
+    return _named(rows, protocol, session, clips, prompt=f"none: {protocol.decode} decoding")
+
+
+@_run.register
+def _compositional(
+    protocol: protocols.Compositional, session: Session, folder: Path | None
+) -> Results:
+    del folder
+    pairs = read_pairs(session.data)
+    model = session.model
+    audio = model.embed_audio([str(path) for pair in pairs.files for path in pair], batch_size=64)
+    text = model.embed_text([caption for pair in pairs.captions for caption in pair])
+    rows = compositional_metrics(audio, text, prefix=f"eval/{protocol.name}")
+    return flatten_results(
+        {name: row | {"protocol": _tagged(protocol, row)} for name, row in rows.items()},
+        dataset=str(session.data),
+        dataset_fingerprint=pairs.fingerprint,
+        prompt="the caption as written",
+    )
+
+
+def _clips(protocol: Protocol, session: Session) -> Clips:
+    clips = session.clips(protocol.split)
+    if len(clips) < 2:
+        raise UserError(
+            f"{clips.directory}, split {clips.split!r}, has one clip: a share of one clip is no "
+            "measurement; give another --split or dataset"
+        )
+    return clips
+
+
+def _ids(clips: Clips) -> np.ndarray:
+    """Of every clip, its row's number where it has none."""
+    return np.asarray([str(e.get("id", row)) for row, e in enumerate(clips.examples)])
+
+
+def _tagged(protocol: Protocol, row: Any) -> str:
+    return f"{protocol.tag}: {row['protocol']}"
+
+
+def _named(
+    rows: Any,
+    protocol: Protocol,
+    session: Session,
+    clips: Clips,
+    *,
+    gallery: bool = False,
+    prompt: str = "",
+    note: str = "",
+) -> Results:
+    """Rows with protocol, data and what keeps them from being the published number's equal."""
+    notes = [note] if note else []
+    if protocol.clips and len(clips) != protocol.clips:
+        notes.append(f"{len(clips):,} clips, not {protocol.clips:,}")
+    if protocol.layout and session.layout != protocol.layout:
+        made = f"format {session.layout!r}" if session.layout else "no format that is known"
+        notes.append(f"prepared from {made}, not {protocol.layout!r}")
+    common: dict[str, Any] = {
+        "split": clips.split,
+        "dataset": clips.directory,
+        "dataset_fingerprint": clips.fingerprint,
+    }
+    if prompt:
+        common["prompt"] = prompt
+    if notes:
+        common["note"] = "not the published set: " + "; ".join(notes)
+    named = {name: row | {"protocol": _tagged(protocol, row)} for name, row in rows.items()}
+    if gallery:
+        for name, row in named.items():
+            what = "clips" if "/text_to_audio/" in name else "captions"
+            row["gallery"] = f"the split's {row['n_gallery']:,} {what}"
+    return flatten_results(named, **common)
