@@ -8,12 +8,11 @@
 with every step a named field of `LogMelConfig`. The valid frames of a zero-padded row are the
 frames that the row alone would give.
 
-Shapes: B batch, S samples, T frames, F mel bins, W window length, K frequency bins.
+Shapes: B batch, S samples, T frames, F mel bins.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import TypeVar
 
 import jax
@@ -21,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from alm_jax.audio import mel
 from alm_jax.audio.frontend_config import FLAVOURS, LogMelConfig
+from alm_jax.audio.spectrum import frame_spectrum
 
 __all__ = ["FLAVOURS", "LogMelConfig", "log_mel", "num_frames", "output_frames", "pcm_to_float"]
 
 IntOrArray = TypeVar("IntOrArray", int, np.ndarray, Array)
 
-_PRECISION = lax.Precision.HIGHEST  # the default multiplies in bfloat16 on TPU and TF32 on GPU
 _PCM_SCALE = 32767.0
 _CPU_FRAMES_AT_ONCE = 4096  # frames in one pass: about 2 MB a core
 
@@ -173,7 +171,8 @@ def _prepare_waveform(audio: Array, length: Array | None, cfg: LogMelConfig) -> 
         audio = jnp.where(valid, audio, 0.0)
     if cfg.quantise_int16:
         audio = jnp.trunc(jnp.clip(audio, -1.0, 1.0) * _PCM_SCALE) / _PCM_SCALE
-    if cfg.subtract_waveform_mean:
+    inside = cfg.framing == "snip_edges"  # then a frame's own mean takes the clip's with it
+    if cfg.subtract_waveform_mean and not (cfg.remove_frame_mean and inside):
         count = audio.shape[1] if length is None else jnp.maximum(length, 1)[:, None]
         audio = audio - jnp.sum(audio, axis=1, keepdims=True) / count
         if valid is not None:
@@ -224,7 +223,7 @@ def _mel_spectrogram(audio: Array, total: int, cfg: LogMelConfig) -> Array:
     def some(blocks: Array) -> Array:
         count = blocks.shape[1] - overlap
         frames = jnp.concatenate([blocks[:, i : i + count] for i in range(overlap + 1)], axis=-1)
-        return _frame_spectrum(frames[..., : cfg.window_length], cfg)
+        return frame_spectrum(frames[..., : cfg.window_length], cfg)
 
     def in_chunks(blocks: Array) -> Array:
         def body(i: Array) -> Array:
@@ -238,66 +237,6 @@ def _mel_spectrogram(audio: Array, total: int, cfg: LogMelConfig) -> Array:
     # On CPU, time chunks that stay in cache take 60% of the time of one pass over everything. The
     # loop runs over time, so a batch that is sharded over devices stays where it is.
     return lax.platform_dependent(blocks, cpu=in_chunks, default=some)[:, :total]
-
-
-@functools.lru_cache(maxsize=32)
-def _filters(cfg: LogMelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Mel weights [K, F] float32 of the bins that any filter uses, and those bins' numbers [K]."""
-    weights = mel.mel_filter_bank(
-        sample_rate=cfg.filter_sample_rate or cfg.sample_rate,
-        fft_length=cfg.fft_length,
-        num_mels=cfg.num_mels,
-        fmin=cfg.fmin,
-        fmax=cfg.fmax,
-        scale=cfg.mel_scale,
-        shape=cfg.triangle,
-        norm=cfg.filter_norm,
-    )
-    used = np.flatnonzero(weights.any(axis=1))
-    bins = np.arange(used[0], used[-1] + 1)
-    return weights[bins].astype(np.float32), bins
-
-
-@functools.lru_cache(maxsize=32)
-def _half_dft(cfg: LogMelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Windowed cosine and sine matrices [H, K] float32 for the right half of a frame.
-
-    The window is symmetric about sample P / 2 (P is its period), and neither magnitude nor power
-    depends on where time zero lies. With time zero there, the real part of the DFT sees only the
-    sum of the samples either side, the imaginary part only their difference: half the products.
-    """
-    period = _window_period(cfg)
-    n = np.arange((period + 1) // 2, cfg.window_length)
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * n / period)
-    angle = 2 * np.pi / cfg.fft_length * np.outer(n - period / 2, _filters(cfg)[1])
-    cosine, sine = np.cos(angle) * window[:, None], np.sin(angle) * window[:, None]
-    if period % 2 == 0:
-        cosine[0] *= 0.5  # the middle sample is paired with itself
-    return cosine.astype(np.float32), sine.astype(np.float32)
-
-
-def _window_period(cfg: LogMelConfig) -> int:
-    return cfg.window_length - (1 if cfg.window == "hann_symmetric" else 0)
-
-
-def _frame_spectrum(frames: Array, cfg: LogMelConfig) -> Array:
-    """Frames [B, T, W] -> magnitude or power mel spectrogram [B, T, F]."""
-    if cfg.remove_frame_mean:
-        frames = frames - jnp.mean(frames, axis=-1, keepdims=True)
-    if cfg.preemphasis:
-        previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-        frames = frames - cfg.preemphasis * previous
-    period = _window_period(cfg)
-    half = (period + 1) // 2
-    right = frames[..., half:]
-    left = frames[..., period - cfg.window_length + 1 : period - half + 1][..., ::-1]
-    cosine, sine = _half_dft(cfg)
-    real = jnp.matmul(right + left, cosine, precision=_PRECISION)
-    imaginary = jnp.matmul(right - left, sine, precision=_PRECISION)
-    power = jnp.square(real) + jnp.square(imaginary)
-    if cfg.power == 1:
-        power = jnp.sqrt(jnp.maximum(power, 1e-30))  # keeps the gradient finite in silence
-    return jnp.matmul(power, _filters(cfg)[0], precision=_PRECISION)
 
 
 def _to_log(values: Array, cfg: LogMelConfig) -> Array:

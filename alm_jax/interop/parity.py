@@ -27,7 +27,7 @@ from alm_jax.train_state import model_graph
 from input_pipeline.text import Tokenizer
 
 TOLERANCE = 1e-4  # relative difference that an export may have; usual are 1e-6 to 1e-5
-# A band 100 dB below the loudest of its frame holds float32 rounding, and the log magnifies it.
+# A band 130 dB below the loudest of its frame holds float32 rounding, and the log magnifies it.
 LOG_MEL_TOLERANCE = 1e-3
 COLLAPSED = (
     0.99  # mean cosine between different clips, or captions, from which nothing is told apart

@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import numpy as np
+import soxr
 import tokenizers
 from flax import nnx
 from ml_collections import ConfigDict
 
 from alm_jax.config import load_config
 from alm_jax.train_state import model_graph
+from input_pipeline.audio_files import to_int16
 from input_pipeline.json_tokenizer import JsonTokenizer
 
 RATE = 48_000
@@ -25,6 +27,12 @@ _SIZES = [
     "model.max_positions=20", "model.embed_dim=8",
 ]  # fmt: skip
 _LONGER = ["data.max_seconds=3.0", "eval.bucket_seconds=(1.0,3.0)"]
+
+
+def resampled(clips: list[np.ndarray]) -> list[np.ndarray]:
+    """Recordings int16 [S] at 16 kHz as int16 at `RATE`."""
+    made = (soxr.resample(clip.astype(np.float32) / 32767, 16_000, RATE) for clip in clips)
+    return [to_int16(np.clip(clip, -1.0, 1.0)) for clip in made]
 
 
 def tokenizer() -> JsonTokenizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,27 @@ def mel_filters(c: Mapping[str, Any]) -> np.ndarray:
     return weights
 
 
+def filtered_table(waves: np.ndarray, c: Mapping[str, Any]) -> np.ndarray:
+    """Waves [window_length, K] for frames whose mean and pre-emphasis are yet to be dealt with."""
+    following = np.concatenate([waves[1:], np.zeros_like(waves[:1])])
+    following[0] += waves[0]  # the first sample's predecessor is itself
+    waves = waves - c["preemphasis"] * following
+    return waves - waves.mean(0) if c["remove_frame_mean"] else waves
+
+
+def split_table(table: np.ndarray) -> list[Tensor]:
+    """Leading 7 bits of each column, the rest, and the table itself, in float32."""
+    step = 2.0 ** (np.ceil(np.log2(np.maximum(np.abs(table).max(0), 1e-30))) - 7)
+    high = np.round(table / step) * step
+    return [torch.from_numpy(part.astype(np.float32)) for part in (high, table - high, table)]
+
+
+def split_product(leading: Tensor, rest: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """(leading + rest) [..., n] times a table [n, K]."""
+    high, low, whole = (table.to(rest.device) for table in tables)
+    return leading @ high + (leading @ low + rest @ whole)
+
+
 class LogMel(nn.Module):
     """The log-mel front end; `c` is the group "frontend" of config.json."""
 
@@ -54,19 +75,22 @@ class LogMel(nn.Module):
         filters = mel_filters(c)
         used = np.flatnonzero(filters.any(axis=1))
         bins = np.arange(used[0], used[-1] + 1)
-        # The DFT as the JAX model computes it, to the same float32 rounding: time zero lies in the
-        # middle of the Hann window, whose two halves then share one cosine and one sine matrix.
+        # The DFT as the JAX model computes it: time zero lies in the middle of the Hann window.
         self.period = c["window_length"] - (c["window"] == "hann_symmetric")
         self.middle = (self.period + 1) // 2
-        n = np.arange(self.middle, c["window_length"])[:, None]
+        n = np.arange(c["window_length"])[:, None]
         window = 0.5 - 0.5 * np.cos(2 * np.pi * n / self.period)
         angle = 2 * np.pi / c["fft_length"] * (n - self.period / 2) * bins
-        cosine, sine = np.cos(angle) * window, np.sin(angle) * window
-        if self.period % 2 == 0:
-            cosine[0] *= 0.5  # the middle sample belongs to both halves
+        waves = window * np.concatenate([np.cos(angle), np.sin(angle)], 1)
+        self.filtered = bool(c["remove_frame_mean"] or c["preemphasis"])
         # Attributes rather than buffers: float32 whatever the model's type, and never loaded.
-        self.cosine = torch.from_numpy(cosine.astype(np.float32))
-        self.sine = torch.from_numpy(sine.astype(np.float32))
+        if c["power"] == 2 and self.filtered:
+            self.tables = [split_table(filtered_table(waves, c))]
+        else:  # the window's two halves share one cosine and one sine matrix
+            halves = waves[self.middle :]
+            if self.period % 2 == 0:
+                halves[0] *= 0.5  # the middle sample belongs to both halves
+            self.tables = [split_table(half) for half in np.split(halves, 2, 1)]
         self.filters = torch.from_numpy(filters[bins].astype(np.float32))
 
     def num_frames(self, length: Tensor) -> Tensor:
@@ -142,7 +166,8 @@ class LogMel(nn.Module):
         x = torch.where(valid, x, 0.0)
         if c["quantise_int16"]:
             x = torch.trunc(x.clamp(-1.0, 1.0) * 32767.0) / 32767.0
-        if c["subtract_waveform_mean"]:
+        inside = c["framing"] == "snip_edges"  # then a frame's own mean takes the clip's with it
+        if c["subtract_waveform_mean"] and not (c["remove_frame_mean"] and inside):
             x = torch.where(valid, x - x.sum(1, keepdim=True) / lengths[:, None], 0.0)
         return x, lengths
 
@@ -172,18 +197,45 @@ class LogMel(nn.Module):
     def log_values(self, frames: Tensor) -> Tensor:
         """Log-mel [B, T, F] of frames [B, T, window_length], before normalisation."""
         c = self.c
+        real, imaginary = self.accurate(frames) if c["power"] == 2 else self.rounded(frames)
+        spectrum = real.square() + imaginary.square()
+        if c["power"] == 1:
+            spectrum = spectrum.clamp(min=1e-30).sqrt()
+        mel = spectrum @ self.filters.to(frames.device)
+        mel = mel + c["floor"] if c["floor_mode"] == "add" else mel.clamp(min=c["floor"])
+        return mel.log() if c["log"] == "ln" else mel.log10() * (10 if c["log"] == "db" else 1)
+
+    def rounded(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary part [B, T, K] of the windowed frames' DFT, as float32 has it."""
+        c = self.c
         if c["remove_frame_mean"]:
             frames = frames - frames.mean(-1, keepdim=True)
         if c["preemphasis"]:
             before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
             frames = frames - c["preemphasis"] * before
+        sums, differences = self.halves(frames)
+        (_, _, cosine), (_, _, sine) = self.tables
+        return sums @ cosine.to(frames.device), differences @ sine.to(frames.device)
+
+    def accurate(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """As `rounded`, with some more bits: for the logarithm of a power.
+
+        The sums' rounding would drown bands 100 dB below the loudest. Leading bits of samples times
+        leading bits of a table's entries add up exactly, and the rest is small.
+        """
+        shift = frames.abs().amax(-1, keepdim=True) * 2.0**17
+        leading = (frames + shift) - shift  # what float32 has places for above 2^17 times the peak
+        rest = frames - leading
+        if self.filtered:
+            real, imaginary = split_product(leading, rest, self.tables[0]).chunk(2, -1)
+            return real, imaginary
+        parts = zip(self.halves(leading), self.halves(rest), self.tables, strict=True)
+        real, imaginary = (split_product(*part) for part in parts)
+        return real, imaginary
+
+    def halves(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums and differences [B, T, H] of the samples either side of the window's middle."""
         right = frames[..., self.middle :]
-        first = self.period - c["window_length"] + 1
+        first = self.period - self.c["window_length"] + 1
         left = frames[..., first : self.period - self.middle + 1].flip(-1)
-        cosine, sine, filters = (
-            m.to(frames.device) for m in (self.cosine, self.sine, self.filters)
-        )
-        power = ((right + left) @ cosine).square() + ((right - left) @ sine).square()
-        mel = (power.clamp(min=1e-30).sqrt() if c["power"] == 1 else power) @ filters
-        mel = mel + c["floor"] if c["floor_mode"] == "add" else mel.clamp(min=c["floor"])
-        return mel.log() if c["log"] == "ln" else mel.log10() * (10 if c["log"] == "db" else 1)
+        return right + left, right - left
