@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alm_jax.errors import did_you_mean
 from input_pipeline.audio_files import find_audio_files
-from input_pipeline.formats import corpora, youtube_captions, youtube_labels
+from input_pipeline.formats import corpora, scenes, youtube_captions, youtube_labels
 from input_pipeline.formats.huggingface import HUGGINGFACE
 from input_pipeline.formats.own_table import AUDIO, TABLE
 from input_pipeline.formats.rows import Format, FormatError, Options, Row
@@ -18,7 +18,7 @@ __all__ = ["FORMATS", "Format", "FormatError", "Options", "Row", "choose_format"
 FORMATS: dict[str, Format] = {
     layout.name: layout
     for layout in (
-        *(*corpora.FORMATS, *youtube_labels.FORMATS, *youtube_captions.FORMATS),
+        *(*corpora.FORMATS, *youtube_labels.FORMATS, *youtube_captions.FORMATS, *scenes.FORMATS),
         *(WEBDATASET, HUGGINGFACE, TABLE, AUDIO),
     )
 }

@@ -231,6 +231,24 @@ def vggsound(root: Path, sounds: Sounds) -> dict[str, Expected]:
     return found
 
 
+def tut2017(root: Path, sounds: Sounds) -> dict[str, Expected]:
+    found = {}
+    for number, (subset, split, line) in enumerate(
+        (
+            ("development", "train", "audio/b020_90_100.wav\tbeach\tb020"),
+            ("evaluation", "test", "audio/1245.wav\tcafe/restaurant"),
+        )
+    ):
+        folder = root / f"TUT-acoustic-scenes-2017-{subset}"
+        write_text(folder / "meta.txt", f"{line}\n")
+        name, scene = line.split("\t")[:2]
+        write_sound(folder / name, sounds[number])
+        found[f"{subset}/{Path(name).stem}"] = Expected(
+            sounds[number], split, (f"the sound of {scene}",), (scene,), caption_kind="labels"
+        )
+    return found
+
+
 def macs(root: Path, sounds: Sounds) -> dict[str, Expected]:
     write_text(
         root / "MACS.yaml",
@@ -314,7 +332,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path, Sounds], dict[str, Expected]]]] = 
     make.__name__: (make.__name__, make)
     for make in (
         *(clotho, audiocaps, audioset, wavcaps, fsd50k, esc50, urbansound8k, vggsound, macs),
-        *(musiccaps, auto_acd, audiosetcaps),
+        *(musiccaps, auto_acd, audiosetcaps, tut2017),
     )
 }
 LAYOUTS["audioset with captions"] = ("audioset", audioset_with_captions)
