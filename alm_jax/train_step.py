@@ -12,29 +12,46 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from alm_jax import guards
+from alm_jax.accumulation import check_parts, gradients
 from alm_jax.errors import UserError
 from alm_jax.freezing import frozen_names, hold, hold_statistics
+from alm_jax.models.audio_text import AudioTextModel
 from alm_jax.objectives import OBJECTIVES
 from alm_jax.objectives.forward import Forward
+from alm_jax.objectives.objective import Rows
+from alm_jax.parallel.mesh import in_mesh
 from alm_jax.train_state import Setup, TrainState, join
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def total_loss(forward: Forward, config: ConfigDict) -> tuple[jax.Array, Metrics]:
-    """Weighted sum of the config's objectives, and all their metrics."""
+def rows_of_objectives(forward: Forward, config: ConfigDict) -> dict[str, Rows]:
+    """What the config's objectives have to know of each example, by their names."""
     if not config.objectives:
         raise UserError(f"config.objectives is empty; name at least one of {list(OBJECTIVES)}")
+    for name in config.objectives:
+        if name not in OBJECTIVES:
+            raise UserError(f"config.objectives.{name} is unknown; it may be {list(OBJECTIVES)}")
+    return {name: OBJECTIVES[name].rows(forward, c) for name, c in config.objectives.items()}
+
+
+def loss_of_rows(
+    rows: dict[str, Rows], model: AudioTextModel, config: ConfigDict
+) -> tuple[jax.Array, Metrics]:
+    """Weighted sum of the objectives of the whole batch's rows, and all their metrics."""
     loss = jnp.zeros((), jnp.float32)
     metrics: Metrics = {}
     for name, objective in config.objectives.items():
-        if name not in OBJECTIVES:
-            raise UserError(f"config.objectives.{name} is unknown; it may be {list(OBJECTIVES)}")
-        value, more = OBJECTIVES[name](forward, objective)
+        value, more = OBJECTIVES[name].loss(rows[name], model, objective)
         loss += objective.weight * value
         metrics |= more
     return loss, metrics
+
+
+def total_loss(forward: Forward, config: ConfigDict) -> tuple[jax.Array, Metrics]:
+    """Weighted sum of the config's objectives, and all their metrics."""
+    return loss_of_rows(rows_of_objectives(forward, config), forward.model, config)
 
 
 def make_train_step(
@@ -47,19 +64,30 @@ def make_train_step(
     """
     frozen = config.copy_and_resolve_references()
     names = frozen_names(setup.shapes.params, frozen.optim.get("frozen", ()))
+    parts = frozen.train.get("microbatches", 1)
+    if parts != 1:
+        share = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+        check_parts(parts, frozen.data.batch_size, share, setup.shapes.stats)
 
+    @in_mesh(setup.mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(frozen.seed), state.step)
 
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        def model_of(params: Any) -> AudioTextModel:
             model = nnx.merge(setup.graph, join(hold(params, names), state.stats))
             model.train()  # batch norms use this batch, and move their running statistics
             hold_statistics(model, names)
-            loss, metrics = total_loss(Forward(model, batch, frozen, key), frozen)
-            return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+            return model
 
-        compute = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (metrics, stats)), grads = compute(state.params)
+        def rows_of(params: Any, batch: Batch, part: jax.Array | None) -> tuple[Any, Any]:
+            model = model_of(params)
+            rows = rows_of_objectives(Forward(model, batch, frozen, key, part=part), frozen)
+            return rows, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+        def loss_of(params: Any, rows: dict[str, Rows]) -> tuple[jax.Array, Metrics]:
+            return loss_of_rows(rows, model_of(params), frozen)
+
+        loss, metrics, stats, grads = gradients(rows_of, loss_of, state.params, batch, parts)
         updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -95,6 +123,7 @@ def make_eval_step(config: ConfigDict, setup: Setup) -> Callable[..., Metrics]:
     """The losses of a batch under one fixed draw of masks; no dropout, augmentation or update."""
     frozen = config.copy_and_resolve_references()
 
+    @in_mesh(setup.mesh)
     def eval_step(params: Any, batch: Batch) -> Metrics:
         model = nnx.merge(setup.graph, params)
         forward = Forward(model, batch, frozen, jax.random.key(0), noise=False)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import Checkpoints, flat_names
+from alm_jax.config import load_config
 from alm_jax.objectives.forward import Forward
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.train_state import Setup, TrainState, init_state, make_setup
@@ -36,14 +37,28 @@ MESHES = {
 B, S, L, V = 8, 8_000, 32, 52
 
 
-def both_stages() -> ConfigDict:
+def both_stages(*overrides: str) -> ConfigDict:
     """All parts and objectives of the two stages in one model, so that one program has them."""
-    config = stage2("masking.ratio=0.5", "model.text.dropout=0.1").copy_and_resolve_references()
+    fields = ["masking.ratio=0.5", "model.text.dropout=0.1", *overrides]
+    config = stage2(*fields).copy_and_resolve_references()
     with config.unlocked():
         config.model.mae_decoder = stage1().model.mae_decoder
         config.objectives.reconstruction = stage1().objectives.reconstruction
         config.optim.name = "muon"  # its state has moments of both kinds
     return config
+
+
+def flap(*overrides: str) -> ConfigDict:
+    """The shipped FLAP with two views, narrow and for clips of half a second."""
+    parts = ["audio", "text", "mae_decoder"]
+    fields = [
+        f"model.{part}.{field}"
+        for part in parts
+        for field in ("width=32", "depth=1", "heads=2", "mlp_dim=64", "init=lecun", "remat=none")
+    ]
+    fields += ["model.embed_dim=16", "model.dtype=float32", "model.max_positions=64"]
+    fields += ["patches.frames=64", "data.max_seconds=0.6", f"data.max_text_length={L}"]
+    return load_config("flap:two_views", [*fields, *overrides])
 
 
 def batch() -> dict[str, np.ndarray]:
