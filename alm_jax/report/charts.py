@@ -1,4 +1,4 @@
-"""Line charts as SVG: no script, colours from the page, a description for screen readers."""
+"""Line charts and histograms as SVG: no script, colours from the page, told to screen readers."""
 
 from __future__ import annotations
 
@@ -114,3 +114,76 @@ def ticks(low: float, high: float, count: int, *, inside: bool = False) -> list[
     if inside:
         found = [tick for tick in found if low - 1e-9 * step <= tick <= high + 1e-9 * step]
     return found
+
+
+def histogram(
+    title: str,
+    edges: Sequence[float],
+    counts: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str = "clips",
+    logarithmic: bool = False,
+) -> Markup:
+    """Draws a histogram.
+
+    Args:
+      title: what is shown, for screen readers.
+      edges: n + 1 borders of the bars, ascending; above 0 where `logarithmic`.
+      counts: n heights.
+      x_label: name and unit of x.
+      y_label: name of y.
+      logarithmic: whether x is drawn in octaves.
+
+    Returns:
+      An `<svg>` element.
+    """
+    scale = math.log if logarithmic else float
+    low, high = scale(edges[0]), scale(edges[-1])
+    tops = ticks(0.0, max([*counts, 1e-9]), 5)
+
+    def across(x: float) -> float:
+        return _LEFT + (scale(x) - low) / (high - low) * (WIDTH - _LEFT - _RIGHT)
+
+    def up(y: float) -> float:
+        return HEIGHT - _BOTTOM - y / tops[-1] * (HEIGHT - _TOP - _BOTTOM)
+
+    parts = []
+    for tick in tops:
+        y = up(tick)
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
+        )
+    if logarithmic:
+        powers = range(math.floor(math.log2(edges[0])), math.ceil(math.log2(edges[-1])) + 1)
+        marks = [2.0**power for power in powers if edges[0] <= 2.0**power <= edges[-1]]
+        marks = marks[:: max(1, math.ceil(len(marks) / 7))]
+    else:
+        marks = ticks(edges[0], edges[-1], 6, inside=True)
+    parts += [
+        f'<text x="{across(mark):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
+        f"{_short(mark)}</text>"
+        for mark in marks
+    ]
+    parts.append(
+        f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
+        f"{escape(x_label)}</text>"
+    )
+    for left, right, count in zip(edges, edges[1:], counts, strict=False):
+        x, width = across(left), max(across(right) - across(left) - 0.5, 0.5)
+        parts.append(
+            f'<rect class="bar-of" x="{x:.1f}" y="{up(count):.1f}" width="{width:.1f}"'
+            f' height="{max(up(0) - up(count), 0):.1f}"><title>{_short(left)} to {_short(right)}:'
+            f" {count:,.0f}</title></rect>"
+        )
+    told = f"{sum(counts):,.0f} {y_label} from {_short(edges[0])} to {_short(edges[-1])}"
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f"<title>{escape(title)}, {escape(x_label)}: {escape(told)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def _short(number: float) -> str:
+    """1500 -> 1.5k; at most three digits."""
+    return f"{number / 1000:.3g}k" if abs(number) >= 1000 else f"{number:.3g}"

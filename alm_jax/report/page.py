@@ -116,19 +116,31 @@ class Report:
     sounds: Mapping[int, str]
 
 
-def render(report: Report) -> str:
-    """The page's HTML."""
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates of this folder, with escaping on."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html").render(
-        style=style,
-        **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
+
+
+def page_style() -> Markup:
+    """The style sheet of all pages."""
+    return Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
+
+
+def render(report: Report) -> str:
+    """The page's HTML."""
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            style=page_style(),
+            **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
+        )
     )
 
 
