@@ -11,10 +11,16 @@ from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
 from alm_jax.parallel import distributed
-from input_pipeline.labels import Labels, checked_classes, classes_of, read_classes, read_labels
+from input_pipeline.labels import (
+    CLASSES_NAME,
+    Labels,
+    checked_classes,
+    classes_of,
+    read_classes,
+    read_labels,
+)
 from input_pipeline.loader_config import LoaderConfig
 
-CLASSES_NAME = "classes.txt"  # one name a line, in the order of the classifier's outputs
 TABLE_NAME = "labels.npz"  # so that a run that is started again need not read all records
 
 

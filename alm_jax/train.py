@@ -33,9 +33,10 @@ from alm_jax.parallel import distributed, preemption
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.parallel.sharding import describe
 from alm_jax.parallel.watchdog import Watchdog
-from alm_jax.run_labels import CLASSES_NAME, run_labels
+from alm_jax.run_labels import run_labels
 from alm_jax.train_state import TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step
+from input_pipeline.labels import CLASSES_NAME
 from input_pipeline.loader import train_loader
 from input_pipeline.sources import open_source
 from input_pipeline.text import FILE_NAME, Tokenizer

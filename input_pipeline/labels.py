@@ -22,6 +22,7 @@ from tqdm import tqdm
 from alm_jax.errors import UserError, did_you_mean
 from input_pipeline.sources import Source
 
+CLASSES_NAME = "classes.txt"  # of a run: a name a line, in the order of the classifier's outputs
 UNLABELLED = ("error", "drop", "keep")
 _RARE = 0.01  # added to the number of clips of a class, as AudioMAE does
 _SHOWN = 5

@@ -32,6 +32,13 @@ class Labels:
     folds: np.ndarray
     unlabelled: int
 
+    def multi_hot(self) -> np.ndarray:
+        """Bool [k, c], True for the classes of each labelled clip."""
+        found = np.zeros((len(self.rows), len(self.classes)), bool)
+        for row, own in enumerate(self.of_clip):
+            found[row, own] = True
+        return found
+
     def single(self, what: str) -> list[int]:
         """The one class of every clip.
 

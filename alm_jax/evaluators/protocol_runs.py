@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators import caption_java, protocols
+from alm_jax.evaluators import caption_java, label_runs, protocols
 from alm_jax.evaluators.caption_metrics import caption_metrics, checked_references
 from alm_jax.evaluators.caption_sets import caption_set_metrics
 from alm_jax.evaluators.clips import Clips
@@ -146,6 +146,20 @@ def _classification(
 
 
 @_run.register
+def _neighbours(protocol: protocols.Neighbours, session: Session, folder: Path | None) -> Results:
+    del folder
+    clips = _clips(protocol, session)
+    return _named(label_runs.neighbours(protocol, session, clips), protocol, session, clips)
+
+
+@_run.register
+def _own_classes(protocol: protocols.OwnClasses, session: Session, folder: Path | None) -> Results:
+    clips = _clips(protocol, session)
+    rows = label_runs.own_classes(protocol, session, clips, folder)
+    return _named(rows, protocol, session, clips)
+
+
+@_run.register
 def _captions(protocol: protocols.Captions, session: Session, folder: Path | None) -> Results:
     clips = _clips(protocol, session)
     generated = generate_captions(session.model, clips, protocol.decode)
@@ -185,7 +199,7 @@ def _compositional(
 
 
 def _clips(protocol: Protocol, session: Session) -> Clips:
-    clips = session.clips(protocol.split)
+    clips = session.clips(protocol.split, text=protocol.text)
     if len(clips) < 2:
         raise UserError(
             f"{clips.directory}, split {clips.split!r}, has one clip: a share of one clip is no "

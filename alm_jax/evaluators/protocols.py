@@ -30,6 +30,7 @@ class Protocol:
       clips: of that split as published; 0 for no one's published set.
       papers: who reports it, and what they do otherwise.
       version: counts up with every change of what is measured.
+      text: whether the model must have a text side.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Protocol:
     clips: int = 0
     papers: str = ""
     version: int = 1
+    text: bool = True
 
     @property
     def tag(self) -> str:
@@ -120,6 +122,33 @@ class Captions(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Compositional(Protocol):
     """Pairs of clips and of captions that differ in composition; `--data` is a table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours(Protocol):
+    """Classes of a clip by the training clips nearest to it, nothing being trained.
+
+    Attributes:
+      label: feature that holds the label or labels; `NAME:FEATURE` takes another.
+      train: split of the neighbours.
+      counts: numbers of neighbours, each giving numbers of its own.
+    """
+
+    label: str = "labels"
+    train: str = "train"
+    counts: tuple[int, ...] = (1, 10)
+    text: bool = False
+
+    def with_argument(self, argument: str) -> Protocol:
+        """`NAME:FEATURE`."""
+        return dataclasses.replace(self, label=argument)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnClasses(Protocol):
+    """The classifier of a model fine-tuned on labels, or of a linear probe, on other clips."""
+
+    text: bool = False
 
 
 _THIS_IS = "'This is a sound of X': LAION-CLAP, Cacophony"
@@ -205,6 +234,16 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Classification("any-labels", "any dataset with one label a clip, accuracy"),
         Classification("any-tags", "any dataset with labels, macro mAP", tags=True),
+        Neighbours(
+            "knn",
+            "any dataset with labels: frozen embeddings, the 1 and the 10 nearest training clips",
+            papers="Wu et al. 2018, DINO; knn:FEATURE names the feature with the labels",
+        ),
+        OwnClasses(
+            "classes",
+            "a fine-tuned model or a linear probe: its own classes, accuracy, mAP and AUC",
+            papers="AudioMAE (AudioSet mAP, ESC-50 accuracy)",
+        ),
         Captions(
             "clotho-captions",
             "Clotho evaluation split, five references",

@@ -52,16 +52,19 @@ class Session:
         except (OSError, ValueError, AttributeError):
             return ""
 
-    def clips(self, split: str) -> Clips:
-        """A split, checked against the model."""
+    def clips(self, split: str, *, text: bool = True) -> Clips:
+        """A split, or the one to take instead; checked against the model, which may need text."""
         if self.data.is_file():
             raise UserError(
                 f"--data={self.data} is a file: this protocol takes the folder of a prepared "
                 "dataset (`alm prepare --input=DIR --output=DIR`)"
             )
-        split = self.split or split
+        return self.training_clips(self.split or split, text=text)
+
+    def training_clips(self, split: str, *, text: bool = True) -> Clips:
+        """A split by its own name, to learn from."""
         if split not in self._clips:
-            self._clips[split] = open_clips(self.model, self.data, split)
+            self._clips[split] = open_clips(self.model, self.data, split, text=text)
         return self._clips[split]
 
     def audio(self, clips: Clips) -> np.ndarray:

@@ -207,13 +207,15 @@ def evaluate_split(model: JaxModel, directory: str | os.PathLike[str], split: st
     return evaluate_clips(model, clips, embed_clips(model, clips))
 
 
-def open_clips(model: JaxModel, directory: str | os.PathLike[str], split: str) -> Clips:
-    """A split that a model with a text side can be scored on.
+def open_clips(
+    model: JaxModel, directory: str | os.PathLike[str], split: str, *, text: bool = True
+) -> Clips:
+    """A split that a model can be scored on; with `text`, it must have a text side.
 
     Raises:
       UserError: as `evaluate_split`.
     """
-    if not model.has_text:
+    if text and not model.has_text:
         raise UserError(
             f"{model!r} was trained without text (config.model.text is none): it has no "
             "retrieval or zero-shot numbers. Give the workdir of a stage-2 run"

@@ -39,6 +39,7 @@ from alm_jax.interop.exported import read_model
 from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_config
 from alm_jax.train_state import model_graph
+from input_pipeline.labels import CLASSES_NAME, read_classes
 from input_pipeline.text import FILE_NAME, Tokenizer
 
 log = logging.getLogger("alm_jax")
@@ -47,7 +48,14 @@ log = logging.getLogger("alm_jax")
 class Model:
     """A trained model. Make it with `alm_jax.load`; calls from several threads are safe."""
 
-    def __init__(self, config: ConfigDict, params: Any, tokenizer: Tokenizer | None, origin: str):
+    def __init__(
+        self,
+        config: ConfigDict,
+        params: Any,
+        tokenizer: Tokenizer | None,
+        origin: str,
+        classes: Sequence[str] = (),
+    ):
         """Checks that the parts fit together and puts the parameters on the default device.
 
         Args:
@@ -55,12 +63,14 @@ class Model:
           params: nested dict of arrays.
           tokenizer: None if there is no text side, or none came with an imported model.
           origin: where it all came from, for messages.
+          classes: names of the classifier's outputs, where they are known.
 
         Raises:
           UserError: the parameters are not those of the config.
         """
         self._config = config.copy_and_resolve_references()
         self._origin = origin
+        self.classes = tuple(classes)
         self._tokenizer = tokenizer
         # An imported model may come without its tokenizer; it embeds audio all the same.
         rows = int(self._config.tokenizer.vocab_size) if self.has_text else 0
@@ -206,7 +216,7 @@ class Model:
     def class_logits(
         self, clips: Any, sample_rate: float | None = None, *, batch_size: int = 16
     ) -> np.ndarray:
-        """What the classifier of a fine-tuned model says; `classes.txt` of its workdir names them.
+        """What the classifier of a fine-tuned model says of clips; `classes` names the columns.
 
         Args:
           clips: as in `embed_audio`; the logits of a long clip are the mean of its windows',
@@ -406,7 +416,9 @@ def load(folder: str | os.PathLike[str]) -> Model:
     """
     path = find_model(folder)
     config, params, tokenizer = read_model(path)
-    return Model(config, params, tokenizer, str(path))
+    classes = path / CLASSES_NAME
+    names = read_classes(classes) if classes.is_file() else config.data.get("classes", ())
+    return Model(config, params, tokenizer, str(path), names)
 
 
 def _positive(name: str, value: int) -> int:
