@@ -92,10 +92,15 @@ def base() -> ConfigDict:
     c.optim.frozen = ()  # names that are not trained, regular expressions: ("^audio",) for a probe
     c.optim.not_decayed = ()  # more names without weight decay, regular expressions
 
+    # Devices within a slice, that is, with fast links; one size may be -1, what is left.
     c.mesh = ConfigDict()
-    c.mesh.data = -1
-    c.mesh.fsdp = 1
-    c.mesh.tensor = 1
+    c.mesh.data = -1  # each has rows of the batch
+    c.mesh.fsdp = 1  # each has rows of the batch and a share of the parameters
+    c.mesh.tensor = 1  # each has a share of the heads and hidden units
+    # Slices (TPU), or processes of a GPU cluster, over which the axes go on; one may be -1.
+    c.mesh.dcn_data = -1
+    c.mesh.dcn_fsdp = 1
+    c.mesh.dcn_tensor = 1
 
     # Several processes, see alm_jax.parallel.cluster; a single machine needs none of it.
     c.distributed = ConfigDict()
@@ -138,6 +143,7 @@ def transformer(width, depth, heads, **fields) -> ConfigDict:
     c.dropout = 0.0
     c.drop_path = 0.0
     c.init = "lecun"
+    c.attention = "xla"
     c.remat = "none"
     c.unroll = 1
     c.update(fields)
