@@ -100,7 +100,7 @@ $(LOWER_VENV)/.installed: pyproject.toml tests/lower_bounds.py | $(LOWER_VENV)/b
 	@echo "==> Installing the oldest versions that pyproject.toml admits"
 	@$(PYTHON) tests/lower_bounds.py > $(LOWER_VENV)/constraints.txt
 	@$(LOWER_VENV)/bin/python -m pip install -q -c $(LOWER_VENV)/constraints.txt '$(TORCH)'
-	@$(LOWER_VENV)/bin/python -m pip install -q -c $(LOWER_VENV)/constraints.txt -e '.[torch,app,import]' pytest
+	@$(LOWER_VENV)/bin/python -m pip install -q -c $(LOWER_VENV)/constraints.txt -e '.[torch,app,import,dev]'
 	@touch $@
 
 clean: ## remove environments and caches; data/ and runs/ stay

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -85,9 +84,11 @@ def start_up(repeats: int, data: str) -> Row:
             command = [sys.executable, "-m", "alm_jax", "train", "--config=quickstart:tiny"]
             command += [f"--workdir={workdir}", f"--config.data.dir={data}"]
             command += ["--config.train.steps=1", "--config.data.eval_split="]
-            command += ["--config.init_from.workdir="]
+            command += ["--config.init_from.workdir=", "--config.optim.warmup_steps=0"]
             started = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, env=os.environ.copy())
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
             times.append(time.perf_counter() - started)
     return Row(
         "overheads",

@@ -259,7 +259,7 @@ def test_load_of_a_workdir_with_missing_or_foreign_parts(tmp_path: Path) -> None
     workdir = tmp_path / "run"
     shutil.copytree(clap_workdir(), workdir)
     Tokenizer.train(["other words entirely"] * 9, 300).save(workdir / "tokenizer.model")
-    with pytest.raises(UserError, match=r"text.words is \(331, 32\), not \(274"):
+    with pytest.raises(UserError, match=r"text.words is \(\d+, 32\), not \(\d+"):
         alm_jax.load(workdir)
     (workdir / "tokenizer.model").unlink()
     with pytest.raises(UserError, match="no tokenizer"):
