@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,12 +19,19 @@ from ml_collections import ConfigDict
 from alm_jax.errors import UserError
 from alm_jax.train_state import TrainState, join
 
-# Orbax warns three times whenever a checkpoint is opened for reading, which is what was asked for.
-logging.getLogger("absl").addFilter(
-    lambda record: (
-        record.filename != "checkpoint_manager.py" or "read" not in record.getMessage().lower()
-    )
-)
+
+def _worth_showing(record: logging.LogRecord) -> bool:
+    """Leaves out what orbax says although it was asked for, or is said by an error of ours."""
+    if record.filename == "checkpoint_manager.py":  # three warnings when opened for reading
+        return "read" not in record.getMessage().lower()
+    # The stacks of its threads when a write fails; the failure itself reaches the main thread.
+    if record.name == "asyncio":
+        return "async_serialize" not in record.getMessage()
+    return not (record.exc_info and record.filename in ("future.py", "async_checkpointer.py"))
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_worth_showing)
 
 
 class Checkpoints:
@@ -71,23 +81,32 @@ class Checkpoints:
         *,
         force: bool = False,
     ) -> bool:
-        """Saves if the step is due (or `force`), in the background; returns whether it does."""
+        """Saves if the step is due (or `force`), in the background; returns whether it does.
+
+        Raises:
+          UserError: this save or the one before could not be written.
+        """
         if not (self._manager.latest_step() != step if force else self.due(step)):
             return False
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)),
-                loader=ocp.args.JsonSave(loader),
-                metadata=ocp.args.JsonSave(metadata),
-            ),
-            force=force,
-        )
+        with self._writing():
+            return self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_as_dict(state)),
+                    loader=ocp.args.JsonSave(loader),
+                    metadata=ocp.args.JsonSave(metadata),
+                ),
+                force=force,
+            )
 
     def restore(
         self, shapes: TrainState, shardings: TrainState, step: int | None = None
     ) -> tuple[TrainState, dict[str, Any]]:
-        """State in the given shardings, on however many devices there are, and loader position."""
+        """State in the given shardings, on however many devices there are, and loader position.
+
+        Raises:
+          UserError: the checkpoint cannot be read.
+        """
         step = self.latest_step if step is None else step
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(
@@ -96,12 +115,13 @@ class Checkpoints:
             _as_dict(shapes),
             _as_dict(shardings),
         )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), loader=ocp.args.JsonRestore()
-            ),
-        )
+        with self._reading(step):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(target), loader=ocp.args.JsonRestore()
+                ),
+            )
         empty: dict[str, Any] = {"ema": None, "stats": {}}
         return TrainState(**{**empty, **restored["state"]}), restored["loader"]
 
@@ -109,7 +129,7 @@ class Checkpoints:
         """Arrays of the model to evaluate (averaged, where that is kept) as numpy, and metadata.
 
         Raises:
-          UserError: if there is no whole checkpoint.
+          UserError: there is no whole checkpoint, or it cannot be read.
         """
         step = self.latest_step if step is None else step
         if step is None:
@@ -117,6 +137,10 @@ class Checkpoints:
                 f"{self.directory} holds no finished checkpoint. Train first: "
                 f"alm train --config=... --workdir={self.directory.parent}"
             )
+        with self._reading(step):
+            return self._restore_params(step)
+
+    def _restore_params(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         metadata = self._manager.restore(
             step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
         )["metadata"]
@@ -137,13 +161,60 @@ class Checkpoints:
         return join(restored[part], restored.get("stats")), metadata
 
     def wait(self) -> None:
-        """Returns when every save has reached the disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save has reached the disk.
+
+        Raises:
+          UserError: one could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for saves and releases the manager's threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for saves and releases the manager's threads.
+
+        Raises:
+          UserError: as `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says what a failed write means for the run, as far as the disk is to blame."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = _system_reason(error)
+            if reason is None:
+                raise
+            whole = _steps(self.directory)
+            kept = f"step {max(whole)}" if whole else "none"
+            raise UserError(
+                f"a checkpoint could not be written to {self.directory}: {reason}. The newest "
+                f"whole one is as it was: {kept}. Make room or mend the folder; the same command "
+                "goes on from there"
+            ) from error
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Says what to do about a checkpoint that cannot be read; nothing is deleted."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise whatever the damage leads to
+            others = [other for other in _steps(self.directory) if other != step]
+            then = f"goes on from step {max(others)}" if others else "starts from the beginning"
+            path = self.directory / str(step)
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason}). If the "
+                "disk or the bucket is at fault, mend that and try again. If the checkpoint is "
+                f"damaged, move it away (mv {path} {self.directory.parent}/damaged_{step}); "
+                f"training then {then}"
+            ) from error
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -159,8 +230,21 @@ def latest_step(workdir: str | os.PathLike[str]) -> int | None:
 
     Reads the folder and nothing else, so that one process of several may ask.
     """
-    folder = _folder(workdir)
-    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.is_dir() else None
+    return max(_steps(_folder(workdir)), default=None)
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder."""
+    return list(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def _system_reason(error: Exception) -> str | None:
+    """What the operating system said about a failed write; None if it was not that."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # Tensorstore: "...: No space left on device [os_error_code='28']".
+    found = re.search(r"([^:\[\]]+) \[os_error_code=", str(error))
+    return found[1].strip() if found else None
 
 
 def _folder(workdir: str | os.PathLike[str]) -> epath.Path:

@@ -64,7 +64,7 @@ def find(name: str) -> pathlib.Path:
     raise ConfigError(message)
 
 
-def _run_file(path: pathlib.Path) -> types.ModuleType:
+def run_file(path: pathlib.Path) -> types.ModuleType:
     """Executes a config file as a member of a private package, so relative imports work."""
     folder = str(path.parent.resolve())
     package_name = f"_alm_config_{hashlib.sha1(folder.encode()).hexdigest()[:12]}"
@@ -87,7 +87,7 @@ def run_get_config(path: pathlib.Path, arg: str) -> ConfigDict:
       ConfigError: the file cannot be run (with the line), or gives no ConfigDict.
     """
     try:
-        module = _run_file(path)
+        module = run_file(path)
         get_config = getattr(module, "get_config", None)
         if get_config is None:
             raise ConfigError(f"config file {path} defines no get_config(arg='') function")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import tempfile
@@ -13,6 +15,10 @@ from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
+
+from alm_jax.errors import UserError
+
+log = logging.getLogger("alm_jax")
 
 _NAME = "metrics.jsonl"
 _UPLOAD_SECONDS = 60.0
@@ -32,7 +38,7 @@ class MetricWriter:
         self, workdir: str | os.PathLike[str], *, first_step: int = 0, enabled: bool = True
     ):
         self._file = None
-        self._board: SummaryWriter | None = None
+        self._board: _Board | None = None
         self._remote: epath.Path | None = None
         if not enabled:
             return
@@ -51,19 +57,27 @@ class MetricWriter:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             partial.replace(self._folder / _NAME)
         self._file = (self._folder / _NAME).open("a", encoding="utf-8")
-        purge = {"purge_step": first_step + 1} if first_step else {}
-        self._board = SummaryWriter(str(self._folder / "tensorboard"), **purge)
+        self._board = _Board(self._folder / "tensorboard", first_step)
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Appends the scalars of one step; non-finite values are written as null."""
+        """Appends the scalars of one step; non-finite values are written as null.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
         if self._file is None or self._board is None:
             return
         values = {name: float(value) for name, value in scalars.items()}
         line = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **line}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            self._file.write(json.dumps({"step": step, **line}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} cannot be written: {error.strerror}. Make room; the same "
+                "command goes on from the last checkpoint"
+            ) from error
+        self._board.write(step, values)
         if self._remote is not None and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self.flush()
 
@@ -82,11 +96,61 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes and closes both files."""
         if self._file is not None and self._board is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # `write` has raised it, for the same line
+                self._file.close()
             self.flush()
             self._board.close()
             if self._remote is not None:
                 self._temporary.cleanup()
+
+
+class _Board:
+    """TensorBoard's events. A full disk ends them with a warning: metrics.jsonl has the same."""
+
+    def __init__(self, folder: Path, first_step: int):
+        purge = {"purge_step": first_step + 1} if first_step else {}
+        # Its queue holds 10 by default, and once its thread has died of a full disk, who puts an
+        # eleventh event into it waits for ever.
+        self._writer: Any = SummaryWriter(str(folder), max_queue=2**20, **purge)
+        self._folder = folder
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the scalars of one step."""
+        if self._writer is not None and not self._events()._worker.is_alive():
+            self._give_up("its thread has died")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Writes what there is."""
+        if self._writer is not None:
+            try:
+                self._writer.flush()
+            except OSError as error:
+                self._give_up(error.strerror)
+
+    def close(self) -> None:
+        """Writes the rest and ends the thread."""
+        self.flush()
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._give_up(error.strerror)
+
+    def _events(self) -> Any:
+        return self._writer.file_writer.event_writer
+
+    def _give_up(self, reason: str) -> None:
+        log.warning("%s lacks its end (%s); metrics.jsonl beside it has all", self._folder, reason)
+        events = self._events()
+        if events._worker.is_alive():
+            events._worker.stop()
+        # Otherwise Python tries both once more at its end: it prints a stack, and waits for ever.
+        events._closed = True
+        events._event_queue.cancel_join_thread()
+        self._writer = None
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

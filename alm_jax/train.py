@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from alm_jax import checkpoints as ckpt
 from alm_jax import cli
-from alm_jax.config import config_diff, parse_train_argv, read_config, save_config
+from alm_jax.config import parse_train_argv, read_config, save_config
+from alm_jax.config_defaults import differences
 from alm_jax.errors import UserError
 from alm_jax.evaluators.in_training import make_evaluator
 from alm_jax.guards import Guard
@@ -55,13 +56,14 @@ def prepare_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> None
     nothing to continue, so it may be started again with any config.
 
     Raises:
-      UserError: if the workdir holds a run of a config that differs in more than its length.
+      UserError: if the workdir holds a run of a config that differs in more than its length, and
+        in more than fields which its version did not have and which have their default.
     """
     folder = epath.Path(workdir)
     path = folder / "config.json"
     if path.exists():
         changed = [
-            line for line in config_diff(read_config(path), config) if not line.startswith(_FREE)
+            line for line in differences(read_config(path), config) if not line.startswith(_FREE)
         ]
         if changed and ckpt.latest_step(workdir) is not None:
             raise UserError(
@@ -258,11 +260,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
             watchdog.beat("writing the last checkpoint")
             saves.wait()
     finally:
-        watchdog.close()
-        bar.close()
-        saves.close()
-        writer.close()
-        loader.close()
+        with contextlib.ExitStack() as closing:
+            for part in (loader, writer, saves, bar, watchdog):  # the last one first
+                closing.callback(part.close)
     if stopped:
         raise preemption.Preempted(
             f"stopped as told: step {int(state.step)} of {steps} is saved in {workdir}; the same "

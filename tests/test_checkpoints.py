@@ -1,5 +1,7 @@
 """Checkpoints: everything comes back, nothing half-written does."""
 
+import os
+import resource
 import shutil
 
 import jax
@@ -115,6 +117,54 @@ def test_no_checkpoint_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no finished checkpoint. Train first: alm train"):
         reader.restore_params()
     reader.close()
+
+
+@pytest.fixture
+def small_files():
+    """A disk that takes no more: files of at most 100 kB, which fails where a full one does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_is_told_and_costs_nothing(tmp_path, small_files):
+    """A full disk would end a run with pages of stacks, or take the last checkpoint with it."""
+    saves = Checkpoints(tmp_path)
+    save(saves, 3)
+    saves.wait()
+    large = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal(200_000))}
+    saves.save(4, state(4).replace(params=large), {"next_step": 4}, {}, force=True)
+    with pytest.raises(UserError, match=r"could not be written to .*: File too large.*: step 3\."):
+        saves.close()
+    saves = Checkpoints(tmp_path)
+    assert saves.latest_step == 3
+    equal(restore(saves)[0], state(3))
+    assert save(saves, 4), "with room again, the step can be saved"
+    saves.close()
+    assert os.listdir(tmp_path / "checkpoints") == ["4"]
+
+
+@pytest.mark.parametrize("damaged", ["state/manifest.ocdbt", "loader/metadata"])
+def test_damaged_checkpoint_is_named_and_kept(damaged, tmp_path):
+    """A user would read a stack of orbax, or find that the run had begun anew."""
+    saves = Checkpoints(tmp_path, keep=5)
+    save(saves, 3)
+    save(saves, 6)
+    saves.close()
+    path = tmp_path / "checkpoints" / "6"
+    file = path / damaged
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    saves = Checkpoints(tmp_path, keep=5)
+    told = rf"checkpoint {path} cannot be read.*mv {path} {tmp_path}/damaged_6.*goes on from step 3"
+    with pytest.raises(UserError, match=told):
+        restore(saves)
+    saves.close()
+    # What the message says to do.
+    path.rename(tmp_path / "damaged_6")
+    saves = Checkpoints(tmp_path, keep=5)
+    equal(restore(saves)[0], state(3))
+    saves.close()
 
 
 def test_names_and_metadata():

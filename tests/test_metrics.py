@@ -1,10 +1,12 @@
 """metrics.jsonl: one JSON object a line, each step once, whatever killed the run."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
 
+from alm_jax.errors import UserError
 from alm_jax.metrics import MetricWriter, read_metrics
 
 
@@ -62,3 +64,24 @@ def test_only_the_first_process_writes(tmp_path):
     writer.write(1, {"train/loss": 1})
     writer.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_ends_the_run_with_a_message(tmp_path):
+    """TensorBoard's thread dies of a full disk, after which a run would wait for ever."""
+    writer = MetricWriter(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written: File too large"):
+            for step in range(1, 1000):
+                writer.write(step, {f"train/{name}": step / 7 for name in "abcdefgh"})
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in kept] == list(range(1, len(kept) + 1))
+    # With room again, the run goes on.
+    writer = MetricWriter(tmp_path, first_step=kept[-1]["step"])
+    writer.write(kept[-1]["step"] + 1, {"train/loss": 1.0})
+    writer.close()
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["train/loss"] == 1.0
