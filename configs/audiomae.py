@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.audio = vit(
         768, 12, 12, positions=positions, class_token=True, final_norm=True, init="xavier"
     )
+    c.model.audio.attention = "fused"
     c.model.audio.remat = "dots"
     if "finetune" in words:
         return finetuned(c, "as2m" in words)
@@ -89,6 +90,7 @@ def pretrained(c: ConfigDict, words: set[str], positions: str) -> ConfigDict:
                 bias_hidden=384,
                 bias_dropout=0.1,
                 init="xavier",
+                attention="fused",
                 remat="dots",
                 unroll=1,
                 positions=positions,

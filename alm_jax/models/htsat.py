@@ -53,6 +53,7 @@ class HtsatConfig:
       fusion: "none", or "aff_2d": clips longer than `chunk_frames` have four views.
       chunk_frames: frames of a view.
       init: a key of `layers.INITIALIZERS`.
+      attention: see `TransformerConfig`.
       remat: what the backward pass recomputes, see `TransformerConfig`.
       unroll: pairs of blocks a turn of a stage's scan.
     """
@@ -70,6 +71,7 @@ class HtsatConfig:
     fusion: str = "none"
     chunk_frames: int = 1001
     init: str = "bert"
+    attention: str = "xla"
     remat: str = "none"
     unroll: int = 1
 
@@ -222,6 +224,7 @@ class Htsat(nnx.Module):
                 eps=c.eps,
                 window=c.window,
                 init=c.init,
+                attention=c.attention,
                 remat=c.remat,
                 unroll=c.unroll,
             )

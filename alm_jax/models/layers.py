@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from alm_jax.models.linear import Linear
+from alm_jax.models import fused_attention
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -39,7 +42,7 @@ def linear(
     use_bias: bool = True,
 ) -> nnx.Linear:
     """A Dense layer; `axes` name its kernel's [inputs, outputs] dimensions."""
-    return nnx.Linear(
+    return Linear(
         inputs,
         outputs,
         use_bias=use_bias,
@@ -72,7 +75,14 @@ def embedding(
     return nnx.Param(value, axes=(row_axis, "embed"))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
     """Softmax attention, logits and softmax in float32.
 
     Args:
@@ -80,20 +90,45 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
       k: [B, K, H, E].
       v: [B, K, H, E].
       mask: bool, broadcastable to [B, H, L, K]; False keys get no weight.
+      rate: of dropout on the softmax, each weight by itself; those that stay grow by 1 / (1 - rate)
+        and need not sum to 1, as in BERT.
+      key: PRNG key of that dropout; None in evaluation.
 
     Returns:
       [B, L, H, E] in q's dtype.
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    if key is None or rate == 0.0:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    scale = 1.0 / math.sqrt(q.shape[-1])
+    logits = scale * jnp.einsum("blhe,bkhe->bhlk", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -0.7 * jnp.finfo(jnp.float32).max)
+    weights = dropout(jax.nn.softmax(logits, axis=-1), rate, key)
+    return jnp.einsum("bhlk,bkhe->blhe", weights.astype(v.dtype), v).astype(q.dtype)
+
+
+ATTENTIONS = ("xla", "fused")  # how attention is computed, see `fused_attention`
 
 
 class Attention(nnx.Module):
     """Multi-head attention with biases; the context defaults to the input itself."""
 
-    def __init__(self, width: int, heads: int, *, init: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        init: str,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        attention: str = "xla",
+    ):
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention is {attention!r}; it must be one of {ATTENTIONS}")
         self.heads = heads
+        self.fused = attention == "fused"
         inward, outward = ("embed", "heads"), ("heads", "embed")
         self.query = linear(width, width, inward, init=init, dtype=dtype, rngs=rngs)
         self.key = linear(width, width, inward, init=init, dtype=dtype, rngs=rngs)
@@ -112,15 +147,45 @@ class Attention(nnx.Module):
         self, x: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
     ) -> jax.Array:
         """Attends from x [B, L, D] to given keys and values; returns [B, L, D]."""
-        y = attend(self.split(self.query(x)), k, v, mask)
+        q = self.split(self.query(x))
+        # Of one query there is nothing to fuse; a mask of each head has no kernel.
+        if self.fused and q.shape[1] > 1 and (mask is None or mask.shape[1] == 1):
+            y = self._fused(q, k, v, mask)
+        else:
+            y = attend(q, k, v, mask)
         return self.out(y.reshape(*x.shape[:-1], -1))
 
+    def _fused(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """`attend`, by the kernel on a TPU."""
+
+        def on_tpu(q: jax.Array, k: jax.Array, v: jax.Array, *mask: jax.Array) -> jax.Array:
+            whole, extras = q.shape, fused_attention.Extras(*mask)
+            q, k, v = (x.reshape(len(x), 1, x.shape[1], -1) for x in (q, k, v))
+            return fused_attention.fused(q, k, v, self.heads, extras).reshape(whole)
+
+        def elsewhere(q: jax.Array, k: jax.Array, v: jax.Array, *mask: jax.Array) -> jax.Array:
+            return attend(q, k, v, mask[0] == 0.0 if mask else None)
+
+        masks = () if mask is None else (fused_attention.additive(mask),)
+        return fused_attention.by_platform(on_tpu, elsewhere, q, k, v, *masks)
+
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        rate: float = 0.0,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, L, D] from x [B, L, D] attending to the context [B, K, D], masked as in `attend`."""
+        """[B, L, D] from x [B, L, D] attending to the context [B, K, D].
+
+        Mask, and dropout of attention weights at `rate` with a key, are those of `attend`.
+        """
         k, v = self.keys_values(x if context is None else context)
-        return self.from_keys_values(x, k, v, mask)
+        if key is None or rate == 0.0:
+            return self.from_keys_values(x, k, v, mask)
+        y = attend(self.split(self.query(x)), k, v, mask, rate, key)
+        return self.out(y.reshape(*x.shape[:-1], -1))
 
 
 class Mlp(nnx.Module):

@@ -12,15 +12,17 @@ D width, E head size.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from alm_jax.models import fused_attention
 from alm_jax.models.layers import Attention, Mlp, drop_path, layer_norm, linear
 from alm_jax.models.transformer import REMAT_POLICIES
-from alm_jax.models.windows import WindowGrid
+from alm_jax.models.windows import WindowGrid, fused_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class SwinStageConfig:
       eps: LayerNorm epsilon.
       window: patches along a side of a window; a smaller grid is one window.
       init: a key of `layers.INITIALIZERS`.
+      attention: see `TransformerConfig`.
       remat: what the backward pass recomputes, see `TransformerConfig`.
       unroll: pairs of blocks put in line.
     """
@@ -46,6 +49,7 @@ class SwinStageConfig:
     eps: float = 1e-5
     window: int = 8
     init: str = "bert"
+    attention: str = "xla"
     remat: str = "none"
     unroll: int = 1
 
@@ -68,7 +72,9 @@ class SwinAttention(Attention):
 
     def __init__(self, config: SwinStageConfig, window: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         c = config
-        super().__init__(c.width, c.heads, init=c.init, dtype=dtype, rngs=rngs)
+        super().__init__(
+            c.width, c.heads, init=c.init, dtype=dtype, rngs=rngs, attention=c.attention
+        )
         self.window = window
         rows = (2 * window - 1) ** 2
         drawn = nnx.initializers.truncated_normal(0.02)(rngs.params(), (rows, c.heads), jnp.float32)
@@ -76,19 +82,35 @@ class SwinAttention(Attention):
 
     def windows(self, x: jax.Array, grid: WindowGrid, moved: bool) -> jax.Array:
         """Attention over [B, G, W * K, D] in window order; logits and softmax in float32."""
-        per_window = self.window**2
-        size = x.shape[-1] // self.heads
-        shape = (*x.shape[:2], -1, per_window, self.heads, size)
-        q, k, v = (part(x).reshape(shape) for part in (self.query, self.key, self.value))
+        q, k, v = (part(x) for part in (self.query, self.key, self.value))
+        bias = self.relative_bias.get_value()[relative_index(self.window)].transpose(2, 0, 1)
+        plain = functools.partial(self._attend, grid, moved)
+        if not self.fused:
+            return self.out(plain(q, k, v, bias))
+        on_tpu = functools.partial(fused_windows, grid, moved, self.heads)
+        return self.out(fused_attention.by_platform(on_tpu, plain, q, k, v, bias))
+
+    def _attend(
+        self,
+        grid: WindowGrid,
+        moved: bool,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        bias: jax.Array,
+    ) -> jax.Array:
+        """Attention of q, k, v [B, G, W * K, D] with a bias [H, K, K]."""
+        whole, size = q.shape, q.shape[-1] // self.heads
+        split = (*whole[:2], -1, self.window**2, self.heads, size)
+        q, k, v = (part.reshape(split) for part in (q, k, v))
         logits = jnp.einsum(
             "bgwihe,bgwjhe->bgwhij", q * size**-0.5, k, preferred_element_type=jnp.float32
         )
-        bias = self.relative_bias.get_value()[relative_index(self.window)]
-        logits += bias.transpose(2, 0, 1)
+        logits += bias
         if moved:
             logits += grid.moved_bias[:, :, None]
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        return self.out(jnp.einsum("bgwhij,bgwjhe->bgwihe", weights, v).reshape(x.shape))
+        return jnp.einsum("bgwhij,bgwjhe->bgwihe", weights, v).reshape(whole)
 
 
 class SwinBlock(nnx.Module):

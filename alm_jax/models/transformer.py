@@ -39,8 +39,10 @@ class TransformerConfig:
       causal: whether a token sees only itself and earlier ones.
       cross: whether each layer also attends to a context.
       dropout: rate on the output of attention and MLP.
+      attention_dropout: rate on the attention weights (BERT's attention_probs_dropout_prob).
       drop_path: stochastic depth of the last layer, growing linearly from 0 at the first.
       init: a key of `layers.INITIALIZERS`.
+      attention: "xla", or "fused": by a kernel where the program is compiled for a TPU.
       remat: what the backward pass recomputes: "none", "dots" (all but matmul outputs), "full".
       unroll: layers a turn of the scan; `depth` gives a program without a loop.
     """
@@ -55,8 +57,10 @@ class TransformerConfig:
     causal: bool = False
     cross: bool = False
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     drop_path: float = 0.0
     init: str = "lecun"
+    attention: str = "xla"
     remat: str = "none"
     unroll: int = 1
 
@@ -94,12 +98,13 @@ class Block(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         c = config
         self.config = c
-        self.attention = Attention(c.width, c.heads, init=c.init, dtype=dtype, rngs=rngs)
+        few: dict[str, Any] = dict(init=c.init, dtype=dtype, rngs=rngs)
+        self.attention = Attention(c.width, c.heads, attention=c.attention, **few)
         self.attention_norm = layer_norm(c.width, eps=c.eps, rngs=rngs)
         if c.cross:
-            self.cross = Attention(c.width, c.heads, init=c.init, dtype=dtype, rngs=rngs)
+            self.cross = Attention(c.width, c.heads, attention=c.attention, **few)
             self.cross_norm = layer_norm(c.width, eps=c.eps, rngs=rngs)
-        self.mlp = Mlp(c.width, c.mlp_dim, c.activation, init=c.init, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(c.width, c.mlp_dim, c.activation, **few)
         self.mlp_norm = layer_norm(c.width, eps=c.eps, rngs=rngs)
 
     def residual(
@@ -120,6 +125,12 @@ class Block(nnx.Module):
             y = drop_path(y, rate, path_key)
         return x + y if pre else norm(x + y).astype(x.dtype)
 
+    def attention_drop(self, key: jax.Array | None) -> tuple[float, jax.Array | None]:
+        """Rate and key of the dropout of attention weights, of the key of a residual branch."""
+        rate = self.config.attention_dropout
+        # 0 and 1 are the keys that `residual` splits off.
+        return rate, None if key is None or rate == 0.0 else jax.random.fold_in(key, 2)
+
     def __call__(
         self,
         x: jax.Array,
@@ -132,11 +143,19 @@ class Block(nnx.Module):
         """One layer over whole sequences; see `Transformer.__call__`."""
         keys: Any = [None] * 3 if key is None else jax.random.split(key, 3)
         x = self.residual(
-            x, self.attention_norm, lambda h: self.attention(h, mask=mask), keys[0], rate
+            x,
+            self.attention_norm,
+            lambda h: self.attention(h, None, mask, *self.attention_drop(keys[0])),
+            keys[0],
+            rate,
         )
         if self.config.cross:
             x = self.residual(
-                x, self.cross_norm, lambda h: self.cross(h, context, context_mask), keys[1], rate
+                x,
+                self.cross_norm,
+                lambda h: self.cross(h, context, context_mask, *self.attention_drop(keys[1])),
+                keys[1],
+                rate,
             )
         return self.residual(x, self.mlp_norm, self.mlp, keys[2], rate)
 

@@ -23,9 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from alm_jax.models import fused_attention
 from alm_jax.models.layers import Attention, Mlp, dropout, layer_norm, linear
 from alm_jax.models.transformer import REMAT_POLICIES
 
+BLOCK = 128  # patches that attend in one step of the kernel: lanes of a TPU's registers
 BETWEEN_REGIONS = -100.0  # added to the logits of patches that a shift has made neighbours
 
 
@@ -46,6 +48,7 @@ class WindowConfig:
       bias_hidden: hidden width of the network behind the position bias.
       bias_dropout: its dropout, on hidden and output values.
       init: a key of `layers.INITIALIZERS`.
+      attention: see `TransformerConfig`.
       remat: what the backward pass recomputes, see `TransformerConfig`.
       unroll: turns of the scan put in line; a turn is two layers if the windows move.
     """
@@ -61,6 +64,7 @@ class WindowConfig:
     bias_hidden: int = 384
     bias_dropout: float = 0.1
     init: str = "lecun"
+    attention: str = "xla"
     remat: str = "none"
     unroll: int = 1
 
@@ -148,12 +152,69 @@ class WindowGrid:
         return np.sign(d) * np.log1p(np.abs(d))
 
 
+def fused_windows(
+    grid: WindowGrid,
+    moved: bool,
+    heads: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array,
+    temperature: jax.Array | None = None,
+) -> jax.Array:
+    """Attention within windows by the kernel, several neighbouring windows at a time.
+
+    A window of 16 patches would leave most of a TPU's registers empty. So as many windows as make
+    `BLOCK` patches attend to each other, with a bias that lets none see another window.
+
+    Args:
+      grid: the windows.
+      moved: whether they have moved, so that some hold patches that are no neighbours.
+      heads: H.
+      q: [B, G, W * K, D].
+      k: as q.
+      v: as q.
+      bias: [H, K, K] float32, of the places within a window.
+      temperature: [H] float32, by which the cosine is divided; None attends by the product.
+
+    Returns:
+      [B, G, W * K, D].
+    """
+    patches = bias.shape[-1]
+    windows = grid.columns // grid.window[0]
+    fitting = range(1, max(1, BLOCK // patches) + 1)
+    together = max(n for n in fitting if windows % n == 0)
+    size = together * patches
+    between = np.kron(1.0 - np.eye(together), np.ones((patches, patches)))
+    tiled = jnp.tile(bias, (1, together, together)) + np.float32(
+        fused_attention.FORBIDDEN * between
+    )
+    if moved:
+        regions = grid.moved_bias.reshape(-1, together, patches, patches)
+        of_block = np.zeros((len(regions), size, size), np.float32)
+        for n in range(together):
+            place = slice(n * patches, (n + 1) * patches)
+            of_block[:, place, place] = regions[:, n]
+        patterns = tiled + of_block[:, None]
+    else:
+        patterns = tiled[None]
+    whole = q.shape
+    q, k, v = (x.reshape(-1, len(patterns), size, x.shape[-1]) for x in (q, k, v))
+    scale = None
+    if temperature is not None:
+        scale = jnp.broadcast_to(1.0 / temperature[:, None], (heads, size))
+    extras = fused_attention.Extras(None, patterns, scale)
+    return fused_attention.fused(q, k, v, heads, extras).reshape(whole)
+
+
 class WindowAttention(Attention):
     """Scaled cosine attention within windows, with a position bias."""
 
     def __init__(self, config: WindowConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         c = config
-        super().__init__(c.width, c.heads, init=c.init, dtype=dtype, rngs=rngs)
+        super().__init__(
+            c.width, c.heads, init=c.init, dtype=dtype, rngs=rngs, attention=c.attention
+        )
         self.bias_dropout = c.bias_dropout
         self.tau = nnx.Param(jnp.ones((c.heads,), jnp.float32), axes=(None,))
         plain = (None, None)
@@ -176,21 +237,42 @@ class WindowAttention(Attention):
         self, x: jax.Array, grid: WindowGrid, moved: bool, key: jax.Array | None
     ) -> jax.Array:
         """Attention [B, G, W * K, D] -> the same shape; logits and softmax in float32."""
+        q, k, v = (part(x) for part in (self.query, self.key, self.value))
+        bias = self.position_bias(grid.distances, key)
+        temperature = jnp.maximum(self.tau.get_value(), 0.01)
+        plain = functools.partial(self._attend, grid, moved)
+        if not self.fused:
+            return self.out(plain(q, k, v, bias, temperature))
+        on_tpu = functools.partial(fused_windows, grid, moved, self.heads)
+        return self.out(fused_attention.by_platform(on_tpu, plain, q, k, v, bias, temperature))
+
+    def _attend(
+        self,
+        grid: WindowGrid,
+        moved: bool,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        bias: jax.Array,
+        temperature: jax.Array,
+    ) -> jax.Array:
+        """Attention of q, k, v [B, G, W * K, D] with a bias [H, K, K] and a temperature [H]."""
         columns, rows = grid.window
-        shape = (*x.shape[:2], -1, columns * rows, self.heads, x.shape[-1] // self.heads)
-        q, k, v = (part(x).reshape(shape) for part in (self.query, self.key, self.value))
+        split = (*q.shape[:2], -1, columns * rows, self.heads, q.shape[-1] // self.heads)
+        whole = q.shape
+        q, k, v = (part.reshape(split) for part in (q, k, v))
         logits = jnp.einsum("bgwihe,bgwjhe->bgwhij", q, k, preferred_element_type=jnp.float32)
         q2, k2 = (jnp.sum(jnp.square(part.astype(jnp.float32)), axis=-1) for part in (q, k))
         # The official floor of 1e-6 is on the product of the norms. Squared, it has a gradient at
         # zero too.
         product = jnp.einsum("bgwih,bgwjh->bgwhij", q2, k2)
         logits *= jax.lax.rsqrt(jnp.maximum(product, 1e-12))
-        logits /= jnp.maximum(self.tau.get_value(), 0.01)[:, None, None]
-        logits += self.position_bias(grid.distances, key)
+        logits /= temperature[:, None, None]
+        logits += bias
         if moved:
             logits += grid.moved_bias[:, :, None]
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        return self.out(jnp.einsum("bgwhij,bgwjhe->bgwihe", weights, v).reshape(x.shape))
+        return jnp.einsum("bgwhij,bgwjhe->bgwihe", weights, v).reshape(whole)
 
 
 class WindowBlock(nnx.Module):

@@ -21,15 +21,16 @@ _HIGHEST = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
 
 
 def without_recomputation(config: ConfigDict) -> ConfigDict:
-    """A copy of a config whose backward pass recomputes nothing, to count what the model needs."""
+    """A copy of a config that computes nothing twice or in vain, to count what the model needs."""
     copy = config.copy_and_resolve_references()
+    plain = {"remat": "none", "attention": "xla"}  # kernels recompute, and compute masked logits
 
     def clear(node: ConfigDict) -> None:
         for name, value in node.items():
             if isinstance(value, ConfigDict):
                 clear(value)
-            elif name == "remat":
-                node[name] = "none"
+            elif name in plain:
+                node[name] = plain[name]
 
     clear(copy.model)
     return copy
@@ -63,11 +64,16 @@ def _equation(equation: Any, passes: bool) -> int:
         return max(inner)
     if name == "shard_map":
         # Its body is what one device does.
-        manual = params["manual_axes"]
-        return math.prod(params["mesh"].shape[axis] for axis in manual) * sum(inner)
+        devices = math.prod(params["mesh"].shape[axis] for axis in _manual_axes(params))
+        return devices * sum(inner)
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid) * sum(inner)
     return sum(inner)
+
+
+def _manual_axes(params: Any) -> Any:
+    # The parameter's name has changed once; a guess would count wrongly without a word.
+    return params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
 
 
 def _jaxprs(values: Any) -> Iterator[Any]:
