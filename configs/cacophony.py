@@ -19,7 +19,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c = base()
     c.name = "cacophony"
     audio = vit(768, 12, 8, activation="silu", remat="dots")
-    roberta = dict(norm="post", eps=1e-5, causal=True, dropout=0.1, init="bert", remat="dots")
+    roberta = dict(norm="post", eps=1e-5, causal=True, init="bert", remat="dots")
+    roberta |= dict(dropout=0.1, attention_dropout=0.1)
     text = transformer(768, 12, 12, **roberta)
     decoder = transformer(768, 4, 12, cross=True, **roberta)
     c = stage2(c, audio, text, decoder, pool_heads=8)

@@ -141,6 +141,7 @@ def transformer(width, depth, heads, **fields) -> ConfigDict:
     c.causal = False
     c.cross = False
     c.dropout = 0.0
+    c.attention_dropout = 0.0
     c.drop_path = 0.0
     c.init = "lecun"
     c.attention = "xla"

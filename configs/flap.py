@@ -51,7 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.audio.remat = "dots"
     c.model.audio.drop_path = 0.0  # project choice
     c.model.audio_pool = ConfigDict(dict(kind="mean"))  # project choice
-    text = transformer(768, 12, 12, norm="post", eps=1e-5, dropout=0.1, init="bert", remat="dots")
+    text = transformer(768, 12, 12, norm="post", eps=1e-5, init="bert", remat="dots")
+    text.dropout = text.attention_dropout = 0.1  # RoBERTa's
     text.position_offset = 2
     c.model.text = text
     c.model.text_pool = ConfigDict(dict(kind="first_tanh"))  # project choice, as LAION-CLAP

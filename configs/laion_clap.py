@@ -44,7 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
         c.init_from.skip = (r"^audio\.(fusion|excerpt_embed)",)  # which no HTSAT has
         c.data.max_seconds = 30.0  # project choice: the official loader reads whole files
         c.eval.bucket_seconds = (10.0, 30.0)
-    text = transformer(768, 12, 12, norm="post", eps=1e-5, dropout=0.1, init="bert", remat="dots")
+    text = transformer(768, 12, 12, norm="post", eps=1e-5, init="bert", remat="dots")
+    text.dropout = text.attention_dropout = 0.1
     text.position_offset = 2
     c.model.audio = audio
     c.model.audio_pool = ConfigDict(dict(kind="mean"))

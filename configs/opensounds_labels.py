@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.every_steps = 100
     if probe:
         c.optim.frozen = ("^audio",)
-        c.optim.lr = 1e-2
+        c.optim.lr = 5e-2
         c.optim.weight_decay = 0.0
         return c
     c.model.audio.drop_path = 0.1

@@ -28,7 +28,8 @@ from alm_jax.train_state import model_graph
 
 # Fields below model, patches and frontend that a user may choose when importing; the others are
 # facts about the checkpoint.
-_CHOICES = {"dtype", "dropout", "drop_path", "init", "remat", "unroll", "causal"}
+_CHOICES = {"dtype", "dropout", "attention_dropout", "drop_path"}
+_CHOICES |= {"init", "remat", "unroll", "causal"}
 
 
 def in_memory(

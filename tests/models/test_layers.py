@@ -152,3 +152,35 @@ def test_sincos_positions_are_sin_then_cos_of_a_geometric_range():
     # Up to 187 columns of 16 frames are 30 s; far beyond, float32 angles are coarse.
     np.testing.assert_allclose(got[0], want[0], atol=1e-6)
     np.testing.assert_allclose(got[1], want[1], atol=2e-3)
+
+
+def test_dropout_of_attention_weights():
+    """A text tower would be regularised in another way than the published one, or in evaluation."""
+    draws, batch, length, heads, size = 400, 2, 3, 2, 4
+    q, k, v = (
+        normal(batch, length, heads, size),
+        normal(batch, 5, heads, size),
+        normal(batch, 5, heads, size),
+    )
+    mask = np.ones((batch, 1, length, 5), bool)
+    mask[..., 3] = False
+    keys = jax.random.split(jax.random.key(0), draws)
+
+    @quick_jit
+    def dropped(q, k, v, mask, keys):
+        return jax.vmap(lambda key: layers.attend(q, k, v, mask, 0.25, key))(keys)
+
+    plain, found = _attend(q, k, v, mask), np.asarray(dropped(q, k, v, mask, keys), float)
+    np.testing.assert_array_equal(layers.attend(q, k, v, mask, 0.25), plain)
+    logits = np.einsum("blhe,bkhe->bhlk", q.astype(float), k) / np.sqrt(size)
+    weights = softmax(np.where(mask, logits, -np.inf))
+    # Each weight stays with 3/4 and grows by 4/3: the mean stays, and of the weights' squares a
+    # third is the variance.
+    squares = np.einsum("bhlk,bkhe->blhe", weights**2, v.astype(float) ** 2)
+    error = (found.mean(axis=0) - plain) / np.sqrt(squares / 3 / draws)
+    assert np.abs(error).max() < 4.5 and 0.8 < np.sqrt((error**2).mean()) < 1.2
+    np.testing.assert_allclose(found.var(axis=0) / (squares / 3), 1.0, atol=0.45)
+    # Two examples with the same content are dropped apart, and so are two heads.
+    same = [np.repeat(x[:1, :, :1], 2, axis=0).repeat(2, axis=2) for x in (q, k, v)]
+    one = np.asarray(dropped(*same, mask, keys[:1]))[0]
+    assert (one[0] != one[1]).any() and (one[0, :, 0] != one[0, :, 1]).any()

@@ -163,6 +163,15 @@ def test_dropout_and_stochastic_depth_need_a_key():
     assert not np.allclose(first, run(params, X, MASK, key=other), atol=1e-3)
 
 
+def test_attention_dropout_needs_a_key():
+    """As above, for the attention weights of self- and cross-attention."""
+    config = dataclasses.replace(DECODER, attention_dropout=0.3)
+    params, run = stack(config)[1], quick_jit(functools.partial(apply, config))
+    np.testing.assert_array_equal(run(params, *inputs(config)), forward(DECODER))
+    first = run(params, *inputs(config), key=jax.random.key(0))
+    assert not np.allclose(first, forward(DECODER), atol=1e-3)
+
+
 def test_stochastic_depth_grows_from_nothing_to_the_last_layer():
     """The first layers, which all others need, would be skipped as often as the last."""
     # Each layer adds a number of its own, so that the sum tells which of them took part.
