@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from alm_jax.errors import UserError
 from alm_jax.interop.importing import Checkpoint
 from alm_jax.interop.links import (
+    ANYTHING,
     SWAP,
     Buffer,
     Change,
@@ -32,7 +33,6 @@ from alm_jax.models.htsat import LOCAL_PATCH, HtsatConfig
 from alm_jax.models.swin import relative_index
 from alm_jax.models.windows import WindowGrid
 
-ANYTHING = 1e30  # tolerance of a value that is computed for a new model, whatever a file holds
 # A convolution of 1 x 1 is a linear layer: [outputs, inputs, 1, 1] <-> [inputs, outputs].
 _POINTWISE = Change(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 # Places of the layers in the official sequences: Dense, norm, Dense, norm. The branch that looks at

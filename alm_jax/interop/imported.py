@@ -11,29 +11,43 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import Checkpoints
-from alm_jax.config import save_config
+from alm_jax.config import flatten, save_config
 from alm_jax.errors import UserError
 from alm_jax.inference.folder import find_model
 from alm_jax.interop.checkpoint_files import read_safetensors, write_safetensors, write_torch
-from alm_jax.interop.exported import RECORD_NAME, read_model
+from alm_jax.interop.exported import RECORD_NAME, export_config, read_model, text_rows
+from alm_jax.interop.facts import contradictions
 from alm_jax.interop.flax_files import write_flax
 from alm_jax.interop.formats import get_format
-from alm_jax.interop.importing import Checkpoint, Format, Imported, from_alm
+from alm_jax.interop.importing import (
+    Checkpoint,
+    Format,
+    Imported,
+    from_alm,
+    in_memory,
+    vocab_size,
+)
 from alm_jax.train_state import TrainState
 from input_pipeline.text import FILE_NAME, Tokenizer
 
 KEPT_NAME = "official.safetensors"
 _SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors", "flax": ".ckpt"}
-# Containers of a format when the model was trained here and never imported.
-_CONTAINERS = {"cacophony": "flax", "audiomae": "torch", "laion_clap": "torch"}
+# For models that were trained here and never imported: the container of a format, and the keys
+# under which the official code looks for the tensors.
+_NEW: dict[str, tuple[str, list[str]]] = {
+    "audiomae": ("torch", ["model"]),
+    "cacophony": ("flax", ["0", "params"]),
+    "laion_clap": ("torch", ["state_dict"]),
+}
 
 
 def write_workdir(
@@ -139,16 +153,21 @@ def export_official(model_dir: str | Path, output: str | Path, format_name: str 
             f"{model_dir} was not imported, so it is of no official format by itself; say which "
             "one to write: --official=cacophony, say"
         )
-    if record is None or (format_name and format_name != record["format"]):
-        record = _new_record(format_name)
+    new = record is None or (format_name and format_name != record["format"])
+    record = _new_record(format_name) if new else record
+    assert record is not None
     format = get_format(record["format"])
-    config, params, _ = read_model(model_dir)
+    config, params, tokenizer = read_model(model_dir)
+    config = ConfigDict(config.to_dict())
+    config.tokenizer.vocab_size = text_rows(config, tokenizer)
     kept = None
     if (model_dir / RECORD_NAME).is_file():
         path = model_dir / KEPT_NAME
         kept = {n: t.read() for n, t in read_safetensors(path).items()} if path.is_file() else {}
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output={output} is there already; name a new folder")
+    if new:
+        _refuse_other_model(format, config, dict(from_alm(format, config, params, kept)))
     output.mkdir(parents=True, exist_ok=True)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
@@ -170,20 +189,56 @@ def export_official(model_dir: str | Path, output: str | Path, format_name: str 
     return output if record["folder"] else target
 
 
+def read_otherwise(
+    format: Format, config: ConfigDict, tensors: Mapping[str, np.ndarray]
+) -> list[tuple[str, Any, Any]]:
+    """What the official code would compute otherwise, from a file of our tensors.
+
+    Most of a model is in the code that reads its tensors, not in them.
+
+    Args:
+      format: the kind of file.
+      config: the model's.
+      tensors: `from_alm`'s.
+
+    Returns:
+      Key, our value and the official code's, of every field of the config that differs.
+    """
+    rows = vocab_size(config)
+    told = format.configure(in_memory(tensors))
+    ours = flatten(export_config(config, rows))
+    for key, value in flatten(told).items():
+        if value is None and ours.get(key) is not None:  # what no tensor tells
+            told.update_from_flattened_dict({key: ours[key]})
+    return list(contradictions(format, ours, flatten(export_config(told, rows))))
+
+
+def _refuse_other_model(format: Format, config: ConfigDict, tensors: dict[str, np.ndarray]) -> None:
+    """Refuses to write what the official code would read as another model."""
+    found = read_otherwise(format, config, tensors)
+    if found:
+        listed = "\n  ".join(f"{key}={ours!r}, there {there!r}" for key, ours, there in found[:8])
+        raise UserError(
+            f"--official={format.name}: the tensors fit, but the official code computes something "
+            f"else with them:\n  {listed}\nWrite --format=torch, hf or onnx, which hold the model "
+            "as it is; or train with the official values of these fields"
+        )
+
+
 def _new_record(name: str) -> dict[str, Any]:
     get_format(name)
-    if name not in _CONTAINERS:
+    if name not in _NEW:
         raise UserError(
             f"--official={name}: only an imported model can be written as that; choose one of "
-            f"{list(_CONTAINERS)}"
+            f"{list(_NEW)}"
         )
-    container = _CONTAINERS[name]
+    container, inside = _NEW[name]
     return {
         "format": name,
         "container": container,
         "folder": False,
         "file": name + _SUFFIXES[container],
-        "inside": {"flax": ["0", "params"], "torch": ["model"]}[container],
+        "inside": inside,
         "prefix": "",
         "dtypes": {},
         "config": {},

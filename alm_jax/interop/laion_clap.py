@@ -1,12 +1,16 @@
 """LAION-CLAP's official checkpoints (.pt): HTSAT, fused or not, and RoBERTa.
 
 What the released models do not compute with (AudioSet classifier, the MLPs of the four-way loss,
-the second logit scale) is kept beside the model for the way back.
+the second logit scale) is kept beside the model for the way back. A model that was trained here has
+none of it, and the official code refuses a file without: zeros are written, and the second logit
+scale at its first value. Embeddings do not depend on them; the official `forward` returns zeros as
+its third and fourth output, and one half as the probability of each AudioSet class.
 Source: LAION-AI/CLAP `clap_module/model.py`, `htsat.py`, `feature_fusion.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -17,26 +21,17 @@ from alm_jax.audio.mel import mel_filter_bank
 from alm_jax.errors import UserError
 from alm_jax.interop.clap_text import text_links, text_sizes
 from alm_jax.interop.htsat_links import (
-    ANYTHING,
     OFFICIAL,
     htsat_links,
     htsat_sizes,
     moved_masks,
 )
 from alm_jax.interop.importing import Checkpoint, Format, shipped_config
-from alm_jax.interop.links import Buffer, Links, table, torch_linear
+from alm_jax.interop.links import ANYTHING, Buffer, Links, table, torch_linear
 from alm_jax.models.htsat import HtsatConfig
 
 _AUDIO, _TEXT = "audio_branch.", "text_branch."
-_UNUSED = (
-    *(f"{_AUDIO}{name}.{leaf}" for name in ("tscam_conv", "head") for leaf in ("weight", "bias")),
-    *(
-        f"{side}_transform.sequential.{layer}.{leaf}"
-        for side in ("audio", "text")
-        for layer in (0, 3)
-        for leaf in ("weight", "bias")
-    ),
-)
+_CLASSES = 527  # of AudioSet
 
 
 def _configure(checkpoint: Checkpoint) -> ConfigDict:
@@ -62,10 +57,32 @@ def _links(config: ConfigDict) -> Links:
         links += torch_linear(f"{side}_projection.2", f"{side}_proj.down")
     links += table("logit_scale_a", "logit_scale")
     links.append(unused_scale())
-    links += [Buffer(name) for name in _UNUSED]
-    links.append(Buffer(f"{_TEXT}embeddings.position_ids", required=False))
+    links += _unused(config)
+    rows = config.model.max_positions
+    # Until transformers 4.31 the official code asks for it, later versions leave it out.
+    links.append(
+        Buffer(f"{_TEXT}embeddings.position_ids", lambda: np.arange(rows, dtype=np.int64)[None])
+    )
     links += moved_masks(_AUDIO, audio)
     return links + _frontend()
+
+
+def _unused(config: ConfigDict) -> Links:
+    """The AudioSet classifier, and the MLPs behind the embeddings: linear layers 0 and 3."""
+    joint, audio = config.model.embed_dim, config.model.audio
+    shrunk = 2 ** (len(audio.depths) - 1)
+    folds = audio.picture // config.frontend.num_mels
+    classifier = (_CLASSES, audio.dim * shrunk, audio.picture // audio.patch // shrunk // folds, 3)
+    weights = {f"{_AUDIO}tscam_conv": classifier, f"{_AUDIO}head": (_CLASSES, _CLASSES)}
+    for side in ("audio", "text"):
+        for layer in (0, 3):
+            weights[f"{side}_transform.sequential.{layer}"] = (joint, joint)
+    links: Links = []
+    for name, shape in weights.items():
+        for leaf, size in (("weight", shape), ("bias", shape[:1])):
+            zeros = functools.partial(np.zeros, size, np.float32)
+            links.append(Buffer(f"{name}.{leaf}", zeros, tolerance=ANYTHING))
+    return links
 
 
 def unused_scale() -> Buffer:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Shapes = Mapping[str, tuple[int, ...]]
+ANYTHING = math.inf  # tolerance of a value for new models, whatever an imported file holds
 
 
 class Change(NamedTuple):
@@ -101,7 +102,7 @@ class Buffer:
       official: its name.
       value: computes what it must hold; a file with another value is refused, since its model is
         not ours. None: any value will do, nothing here computes with it.
-      tolerance: largest absolute difference from `value`.
+      tolerance: largest absolute difference from `value`; with `ANYTHING` its shape may differ too.
       required: whether `from_alm` must write it for a model that was never imported.
     """
 
