@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from alm_jax import checkpoints as ckpt
 from alm_jax import cli
+from alm_jax.best_checkpoint import BestCheckpoint
 from alm_jax.config import parse_train_argv, read_config, save_config
 from alm_jax.config_defaults import differences
 from alm_jax.errors import UserError
@@ -180,6 +181,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     batches = device_batches(loader, rows)
     data_fingerprint = open_source(config.data.dir, config.data.train_split).fingerprint
     metadata = ckpt.run_metadata(config, data_fingerprint, tokenizer.fingerprint)
+    best = BestCheckpoint(config, workdir, metadata, resumed=saves.latest_step is not None)
     bar = tqdm(
         total=steps,
         initial=first,
@@ -227,7 +229,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
         started = time.perf_counter()
         watchdog.beat(f"the evaluation at step {int(state.step)}")
         assert evaluator is not None
-        writer.write(int(state.step), evaluator(state.eval_params))
+        scalars = evaluator(state.eval_params)
+        best.see(state, scalars)  # before the metrics: a kill in between evaluates once more
+        writer.write(int(state.step), scalars)
         clock += time.perf_counter() - started
 
     # The order below is fixed: step, then the metrics of the step before (so that the host never
@@ -236,7 +240,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     # its checkpoint outlived is done first.
     try:
         with distributed.fails_together():
-            if first and evaluation_due(first) and not evaluated:
+            # With a best checkpoint, the start is measured too: a misspelt metric shows at once.
+            if (evaluation_due(first) if first else best.metric) and not evaluated:
                 evaluate()
             for step in range(first + 1, steps + 1):
                 watchdog.beat(f"step {step}")

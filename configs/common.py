@@ -121,6 +121,7 @@ def base() -> ConfigDict:
     c.train.log_every_steps = 10
     c.train.save_every_steps = 500
     c.train.keep = 1  # checkpoints kept
+    c.train.keep_best = ""  # metric whose best parameters stay in WORKDIR/best; "": none
     c.train.nonfinite = "stop"  # a step whose loss or gradients are not finite: "stop" or "skip"
     c.train.health_every_steps = 500  # between lines that compare losses with chance; 0: none
     c.train.stall_seconds = 3600.0  # longest step or evaluation before stacks are shown; 0: any
