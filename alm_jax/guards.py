@@ -171,7 +171,7 @@ class Guard:
     def _names(self, ids: Sequence[int]) -> list[str]:
         """What the dataset calls the examples with these numbers."""
         config = LoaderConfig.create(self._data)
-        sources = config.open(config.train_split)
+        sources = config.open_training()
         ends = np.cumsum([len(source) for source in sources])
         names = []
         for i in ids:

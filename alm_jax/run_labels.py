@@ -49,7 +49,7 @@ def _read(config: ConfigDict, folder: epath.Path) -> Labels:
             f" ({', '.join(classes[:3])}, ...): set --config.model.classifier.classes="
             f"{len(classes)}, or name other classes (data.classes, data.classes_file)"
         )
-    opened = data.open(data.train_split)
+    opened = data.open_training()
     facts = [[source.fingerprint for source in opened], data.labels, classes, data.unlabelled]
     mark = hashlib.sha256(json.dumps(facts).encode()).digest()
     path = folder / TABLE_NAME

@@ -7,6 +7,7 @@ the same command again resumes from the last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -40,7 +41,7 @@ from alm_jax.train_state import TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step
 from input_pipeline.labels import CLASSES_NAME
 from input_pipeline.loader import train_loader
-from input_pipeline.sources import open_source
+from input_pipeline.loader_config import LoaderConfig
 from input_pipeline.text import FILE_NAME, Tokenizer
 
 log = logging.getLogger("alm_jax")
@@ -88,9 +89,9 @@ def workdir_tokenizer(config: ConfigDict, workdir: str | os.PathLike[str]) -> To
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(config.tokenizer.path)
     else:
-        captions = open_source(config.data.dir, config.data.train_split).captions()
+        opened = LoaderConfig.create(config.data).open_training()
         tokenizer = Tokenizer.train(
-            captions,
+            itertools.chain.from_iterable(source.captions() for source in opened),
             config.tokenizer.vocab_size,
             model_type=config.tokenizer.model_type,
             character_coverage=config.tokenizer.character_coverage,
@@ -179,7 +180,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     health = Health(config, first)
     step_fn = jit_train_step(config, setup, rows)
     batches = device_batches(loader, rows)
-    data_fingerprint = open_source(config.data.dir, config.data.train_split).fingerprint
+    opened = LoaderConfig.create(config.data).open_training()
+    data_fingerprint = "+".join(source.fingerprint for source in opened)
     metadata = ckpt.run_metadata(config, data_fingerprint, tokenizer.fingerprint)
     best = BestCheckpoint(config, workdir, metadata, resumed=saves.latest_step is not None)
     bar = tqdm(

@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.masking.budget = 496  # patches_seq_len of 10 s, random patch drop for longer clips
     c.model.dtype = "bfloat16"
     c.data.max_text_length = 77
+    c.data.generated_probability = 0.8  # synthetic_prob, where the data has captions of both kinds
     c.tokenizer.vocab_size = 32_000  # project choice
     c.data.batch_size = 1024  # project choice
     c.optim.lr = 1e-4  # project choice

@@ -22,12 +22,18 @@ def base() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.dir = "data/opensounds/default"  # a TFDS dataset made by `alm prepare`
+    # Several to train on, (("data/a", 3.0), ("data/b", 1.0)); evaluation reads data.dir.
+    c.data.mixture = ()
+    c.data.mixture_unit = "share"  # what a weight is: "share" of a batch, or relative "epochs"
+    c.data.mixture_temperature = 1.0  # above 1: shares closer to equal ones
     c.data.train_split = "train"
     c.data.eval_split = "validation"  # "" for no evaluation during training
     c.data.batch_size = 256  # clips in a global batch
     c.data.sample_rate = 16000  # Hz
     c.data.max_seconds = 10.0  # longer clips are cropped
     c.data.max_text_length = 64  # tokens, with bos and eos
+    c.data.generated_probability = 0.0  # of a generated caption, where a clip has both kinds
+    c.data.concat_probability = 0.0  # of a second clip after the first, "... followed by ..."
     c.data.text_sample_alpha = 0.0  # subword sampling in training (Tokenizer.encode); 0: off
     # Classes of the clips, for objectives.classification; see input_pipeline.labels.
     c.data.labels = ""  # feature that holds their names, such as "labels"; "": batches have none
@@ -117,7 +123,9 @@ def base() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 1000
-    c.train.microbatches = 1  # parts a batch is computed in, for memory; the gradient stays the same
+    c.train.microbatches = (
+        1  # parts a batch is computed in, for memory; the gradient stays the same
+    )
     c.train.log_every_steps = 10
     c.train.save_every_steps = 500
     c.train.keep = 1  # checkpoints kept

@@ -23,12 +23,14 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from input_pipeline.concatenate import crop, join_audio, join_captions
 from input_pipeline.labels import Labels
 from input_pipeline.loader_config import LoaderConfig
 from input_pipeline.shuffle import shuffled_visits, weighted_visits
 from input_pipeline.sources import Source
 
 Batch = dict[str, np.ndarray]
+_MIXUP, _GENERATED, _CONCAT = 1, 2, 3  # streams of draws beside the first
 
 
 class Encoder(Protocol):
@@ -72,8 +74,10 @@ class TrainBatches:
         orders = [
             self._visits(number, seed=int(words[2 + number])) for number in range(len(opened))
         ]
-        weights = [weight for _, weight in config.mixture]
-        self._order = grain.MapDataset.mix(orders, weights) if len(orders) > 1 else orders[0]
+        self._order = orders[0]
+        if len(orders) > 1:
+            shares = config.shares([len(kept) for kept in self._kept])
+            self._order = grain.MapDataset.mix(orders, shares)
 
     def _visits(self, number: int, *, seed: int) -> grain.MapDataset:
         """The endless order of one source, of places in `kept`."""
@@ -91,44 +95,66 @@ class TrainBatches:
         if config.mixup_probability:
             batch["mix_audio"] = np.zeros_like(batch["audio"])
             batch["mix_length"] = np.zeros_like(batch["audio_length"])
+        second = np.full(len(self._rows), -1)  # example whose sound follows each row's
         first = step * config.batch_size
         for row, position in enumerate(self._rows):
             number, epoch, place = self._order[first + position]
             index = int(self._kept[number][place])
-            audio, captions = self._sources[number].audio_and_captions(index)
             # A counter-based generator: every (source, epoch, example) has a stream of its own.
             counter = np.array([0, index, epoch, number], np.uint64)
-            rng = np.random.Generator(np.random.Philox(counter=counter, key=self._key))
-            start = self._start(rng, audio)
-            caption = captions[int(rng.random() * len(captions))] if captions else ""
+            rng = self._stream(0, counter)
+            pieces, caption, second[row] = self._pair(rng, number, index, counter)
             text, mask = self._tokenizer.encode(
                 caption, config.max_text_length, sample_alpha=config.text_sample_alpha, seed=rng
             )
-            _fill_row(batch, row, audio[start:], text, mask, self._offsets[number] + index)
+            _fill_row(batch, row, pieces, text, mask, self._offsets[number] + index)
             if config.mixup_probability:
                 mixed[row] = self._mix(batch, row, number, counter)
         if self._labels is not None:
             batch["labels"] = self._labels.rows(batch["example_id"])
+            if config.concat_probability:
+                batch["labels"] |= self._labels.rows(second)
             if config.mixup_probability:
                 batch["mix_labels"] = self._labels.rows(mixed)
         return batch
 
+    def _pair(
+        self, rng: np.random.Generator, number: int, index: int, counter: np.ndarray
+    ) -> tuple[list[np.ndarray], str, int]:
+        """A row's sound, its caption, and the example that follows in it (-1: none)."""
+        config = self._config
+        audio, captions, generated = self._sources[number].audio_and_texts(index)
+        place = rng.random()
+        caption = _drawn(rng, captions)
+        if config.generated_probability and generated:
+            draw = self._stream(_GENERATED, counter)
+            if draw.random() < config.generated_probability:
+                caption = _drawn(draw, generated)
+        draw = self._stream(_CONCAT, counter)
+        if not config.concat_probability or draw.random() >= config.concat_probability:
+            return [crop(audio, config.num_samples, place)], caption, -1
+        kept = self._kept[number]
+        other = int(kept[int(draw.random() * len(kept))])
+        following, its_captions, _ = self._sources[number].audio_and_texts(other)
+        pieces = join_audio(audio, following, config.num_samples, (place, draw.random()))
+        caption = join_captions(caption, _drawn(draw, its_captions), draw.random())
+        return pieces, caption, int(self._offsets[number] + other)
+
     def _mix(self, batch: Batch, row: int, number: int, counter: np.ndarray) -> int:
         """Perhaps gives a row a second clip; returns its example id, or -1."""
-        counter[0] = 1  # a stream of its own, so that mixup changes nothing else
-        rng = np.random.Generator(np.random.Philox(counter=counter, key=self._key))
+        rng = self._stream(_MIXUP, counter)
         if rng.random() >= self._config.mixup_probability:
             return -1
         kept = self._kept[number]
         index = int(kept[int(rng.random() * len(kept))])
         audio, _ = self._sources[number].audio_and_captions(index)
-        start = self._start(rng, audio)
-        batch["mix_length"][row] = _fill_audio(batch["mix_audio"][row], audio[start:])
+        piece = crop(audio, self._config.num_samples, rng.random())
+        batch["mix_length"][row] = _fill_audio(batch["mix_audio"][row], [piece])
         return int(self._offsets[number] + index)
 
-    def _start(self, rng: np.random.Generator, audio: np.ndarray) -> int:
-        """Where the row's crop of a clip begins."""
-        return int(rng.random() * (max(0, len(audio) - self._config.num_samples) + 1))
+    def _stream(self, number: int, counter: np.ndarray) -> np.random.Generator:
+        """Draws of their own for one purpose, so that it changes nothing else."""
+        return np.random.Generator(np.random.Philox(counter=[number, *counter[1:]], key=self._key))
 
 
 class EvalBatches:
@@ -184,7 +210,7 @@ class EvalBatches:
             index = example_id - int(self._offsets[number])
             audio, captions = self._sources[number].audio_and_captions(index)
             text, mask = self._tokenizer.encode(captions[0] if captions else "", length)
-            _fill_row(batch, row, audio, text, mask, example_id)
+            _fill_row(batch, row, [audio], text, mask, example_id)
         # Something a model can run on: attention over no token at all would give NaN.
         batch["text"][len(ids) :], batch["text_mask"][len(ids) :] = self._tokenizer.encode(
             "", length
@@ -212,17 +238,29 @@ def _empty_batch(num_rows: int, num_samples: int, max_text_length: int) -> Batch
 
 
 def _fill_row(
-    batch: Batch, row: int, audio: np.ndarray, text: np.ndarray, mask: np.ndarray, example_id: int
+    batch: Batch,
+    row: int,
+    pieces: Sequence[np.ndarray],
+    text: np.ndarray,
+    mask: np.ndarray,
+    example_id: int,
 ) -> None:
     """Writes one example; audio beyond the row is cut, none at all counts as one silent sample."""
-    batch["audio_length"][row] = _fill_audio(batch["audio"][row], audio)
+    batch["audio_length"][row] = _fill_audio(batch["audio"][row], pieces)
     batch["text"][row] = text
     batch["text_mask"][row] = mask
     batch["example_id"][row] = example_id
 
 
-def _fill_audio(row: np.ndarray, audio: np.ndarray) -> int:
-    """Writes a clip to the front of a row of zeros; returns how many samples count."""
-    audio = audio[: len(row)]
-    row[: len(audio)] = audio
-    return max(1, len(audio))
+def _fill_audio(row: np.ndarray, pieces: Sequence[np.ndarray]) -> int:
+    """Writes clips to the front of a row of zeros; returns how many samples count."""
+    end = 0
+    for audio in pieces:
+        audio = audio[: len(row) - end]
+        row[end : end + len(audio)] = audio
+        end += len(audio)
+    return max(1, end)
+
+
+def _drawn(rng: np.random.Generator, captions: Sequence[str]) -> str:
+    return captions[int(rng.random() * len(captions))] if captions else ""

@@ -22,7 +22,7 @@ class Settings:
     Attributes:
       sample_rate: of the PCM, Hz.
       limits: what a clip must be like.
-      label_caption: caption of a clip that has labels only, with {} for the labels; "" for none.
+      label_captions: captions of a clip that has labels only, with {} for the labels; () for none.
       split: all go into this split; "": into their own, or by the next two.
       validation: share of rows without a split that goes into `validation`.
       test: share that goes into `test`.
@@ -33,7 +33,7 @@ class Settings:
 
     sample_rate: int = audio_files.SAMPLE_RATE
     limits: Limits = dataclasses.field(default_factory=Limits)
-    label_caption: str = "the sound of {}"
+    label_captions: tuple[str, ...] = ("the sound of {}",)
     split: str = ""
     validation: float = 0.1
     test: float = 0.1
@@ -102,8 +102,13 @@ def _example(row: Row, split: str, settings: Settings) -> Example | tuple[str, s
     if row.audio is None:
         return "missing", row.problem or "no audio"
     captions, kind = cleaning.clean_captions(row.captions), row.caption_kind
-    if not captions and row.labels and settings.label_caption:
-        captions, kind = (settings.label_caption.replace("{}", label_text(row.labels)),), "labels"
+    generated = cleaning.clean_captions(row.generated)
+    if not captions and generated:
+        captions, generated, kind = generated, (), "generated"
+    if not captions and row.labels and settings.label_captions:
+        words = label_text(row.labels)
+        captions = tuple(caption.replace("{}", words) for caption in settings.label_captions)
+        kind = "labels"
     if not captions and settings.limits.needs_caption:
         return "no_caption", "no caption" + (" but an empty one" if row.captions else "")
     pcm = _decode(row, split, settings)
@@ -119,6 +124,7 @@ def _example(row: Row, split: str, settings: Settings) -> Example | tuple[str, s
         {
             "audio": pcm,
             "text": list(captions),
+            "text_generated": list(generated),
             "id": row.id,
             "source": row.source,
             "licence": row.licence,

@@ -22,6 +22,7 @@ from input_pipeline import batches
 from input_pipeline.batches import Batch, Encoder
 from input_pipeline.labels import Labels
 from input_pipeline.loader_config import LoaderConfig, host_rows
+from input_pipeline.sources import Source
 
 _STATE_KEY = "next_step"
 # Far beyond any training, and small enough that positions (step * batch size) stay within 64 bits.
@@ -60,7 +61,9 @@ def train_loader(
     """
     config = LoaderConfig.create(data)
     rows = host_rows(config.batch_size, process_index, process_count)
-    opened = config.open(config.train_split)
+    opened = config.open_training()
+    if len(opened) > 1:
+        _log_mixture(config, opened)
     num_examples = sum(map(len, opened)) if labels is None else len(labels.kept)
     if num_examples < config.batch_size:
         logging.warning(
@@ -71,6 +74,18 @@ def train_loader(
         )
     build = batches.TrainBatches(config, opened, tokenizer, seed, rows, labels)
     return TrainLoader(config, build, num_examples)
+
+
+def _log_mixture(config: LoaderConfig, opened: Sequence[Source]) -> None:
+    sizes = [len(source) for source in opened]
+    for source, size, share in zip(opened, sizes, config.shares(sizes), strict=True):
+        logging.info(
+            "mixture: %.1f%% of a batch from %s, %d clips, an epoch every %.0f steps",
+            100 * share,
+            source.directory,
+            size,
+            size / (share * config.batch_size),
+        )
 
 
 class TrainLoader(Iterator[Batch]):

@@ -1,8 +1,10 @@
 """The fields of `config.data` that the loader reads, checked, and the datasets they name."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from alm_jax.errors import UserError
 from input_pipeline import sources
@@ -15,6 +17,7 @@ _LOWEST = {
     "read_threads": 0,
     "prefetch_batches": 1,
 }
+_UNITS = ("share", "epochs")
 SAMPLING = ("uniform", "balanced")
 
 
@@ -23,9 +26,17 @@ class LoaderConfig:
     """What the loader takes from `config.data`; other fields there are not its business.
 
     Attributes:
-      dir: folder of a prepared dataset (`sources.open_source`).
-      mixture: instead of `dir`, pairs (folder, weight): a batch holds the sources in proportion to
-        their weights, each going through its own epochs.
+      dir: folder of a prepared dataset (`sources.open_source`). With a mixture, what evaluation
+        reads (by default the first of the mixture).
+      mixture: pairs (folder, weight) to train on instead of `dir`: a batch holds the sources in
+        proportion to `shares`, each going through its own epochs.
+      mixture_unit: what a weight is, "share" of the batch, or number of "epochs" of its source for
+        one of a source with weight 1 (all 1: as if they were one dataset).
+      mixture_temperature: above 1 moves the shares towards equal ones, p ** (1 / temperature).
+      generated_probability: chance that a caption of `text_generated` is drawn instead of one of
+        `text`, where a clip has both (Cacophony's `synthetic_prob`, `src/caco/dataset.py`).
+      concat_probability: chance that a second clip of the source follows the first, and its
+        caption that caption (`concatenate`).
       train_split: name of the split, the same in every source of a mixture.
       batch_size: global, in training.
       sample_rate: Hz; must be the dataset's.
@@ -46,6 +57,10 @@ class LoaderConfig:
 
     dir: str = ""
     mixture: tuple[tuple[str, float], ...] = ()
+    mixture_unit: str = "share"
+    mixture_temperature: float = 1.0
+    generated_probability: float = 0.0
+    concat_probability: float = 0.0
     train_split: str = "train"
     batch_size: int = 256
     sample_rate: int = 16000
@@ -71,10 +86,18 @@ class LoaderConfig:
                 f"config.data.max_seconds={self.max_seconds!r}: must be a number of seconds, at"
                 f" least one sample at {self.sample_rate} Hz"
             )
-        if bool(self.dir) == bool(self.mixture):
+        if not self.dir and not self.mixture:
             raise UserError(
-                "config.data needs either dir (one dataset) or mixture (pairs of folder and"
-                f" weight); it has dir={self.dir!r}, mixture={self.mixture!r}"
+                "config.data needs dir (one dataset) or mixture (pairs of folder and weight); both"
+                " are empty"
+            )
+        if self.mixture_unit not in _UNITS:
+            raise UserError(
+                f"config.data.mixture_unit={self.mixture_unit!r}: must be one of {_UNITS}"
+            )
+        if not self.mixture_temperature > 0:
+            raise UserError(
+                f"config.data.mixture_temperature={self.mixture_temperature}: must be above 0"
             )
         if any(weight <= 0 for _, weight in self.mixture):
             raise UserError(f"config.data.mixture={self.mixture!r}: weights must be above 0")
@@ -84,10 +107,10 @@ class LoaderConfig:
             raise UserError(f"config.data.sampling={self.sampling!r}: must be one of {SAMPLING}")
         if self.sampling == "balanced" and not self.labels:
             raise UserError("config.data.sampling='balanced' needs labels: set config.data.labels")
-        if not 0.0 <= self.mixup_probability <= 1.0:
-            raise UserError(
-                f"config.data.mixup_probability={self.mixup_probability}: must lie in 0..1"
-            )
+        for name in ("mixup", "generated", "concat"):
+            value = getattr(self, f"{name}_probability")
+            if not 0.0 <= value <= 1.0:
+                raise UserError(f"config.data.{name}_probability={value}: must lie in 0..1")
 
     @classmethod
     def create(cls, data: "Mapping[str, Any] | LoaderConfig") -> "LoaderConfig":
@@ -113,14 +136,30 @@ class LoaderConfig:
         """S: samples of a full-length row."""
         return round(self.max_seconds * self.sample_rate)
 
+    def shares(self, sizes: Sequence[int]) -> list[float]:
+        """What share of a batch each source of the mixture has; `sizes` are numbers of clips."""
+        weights = np.array([weight for _, weight in self.mixture])
+        if self.mixture_unit == "epochs":
+            weights *= sizes
+        weights = (weights / weights.sum()) ** (1.0 / self.mixture_temperature)
+        return (weights / weights.sum()).tolist()
+
+    def open_training(self) -> list[sources.Source]:
+        """Opens what is trained on: `train_split` of `dir`, or of every source of the mixture."""
+        return self._open([d for d, _ in self.mixture] or [self.dir], self.train_split)
+
     def open(self, split: str) -> list[sources.Source]:
-        """Opens `split` of every source and checks that its sample rate is `sample_rate`.
+        """Opens `split` of `dir`, where evaluation reads; errors as `open_training`."""
+        return self._open([self.dir or self.mixture[0][0]], split)
+
+    def _open(self, directories: Sequence[str], split: str) -> list[sources.Source]:
+        """Opens a split of some datasets and checks that their sample rate is `sample_rate`.
 
         Raises:
           UserError: no such dataset or split, or another sample rate.
         """
         opened = []
-        for directory in [self.dir] if self.dir else [d for d, _ in self.mixture]:
+        for directory in directories:
             source = sources.open_source(directory, split)
             if source.sample_rate not in (None, self.sample_rate):
                 raise UserError(

@@ -38,6 +38,9 @@ FEATURES = {
         shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES
     ),
     "text": tfds.features.Sequence(tfds.features.Text(doc="caption")),
+    "text_generated": tfds.features.Sequence(
+        tfds.features.Text(doc="caption by a model, where text is by people")
+    ),
     "id": tfds.features.Text(doc="unique in the dataset"),
     "source": tfds.features.Text(doc="where the clip comes from"),
     "licence": tfds.features.Text(doc="licence of the clip, as stated"),

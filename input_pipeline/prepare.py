@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from alm_jax import cli
 from alm_jax.arguments import ArgumentParser
@@ -56,13 +57,16 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("audio", "names the audio file"),
         ("caption", "holds captions; may be given several times"),
+        ("generated-caption", "holds captions that a model wrote, beside those of people"),
         ("id", "holds unique ids"),
         ("split", "names the split"),
         ("label", "holds classes or tags"),
         ("start", "says where in the file the clip begins, in seconds"),
         ("end", "says where it ends"),
     ):
-        several = {"action": "append", "default": []} if name == "caption" else {"default": ""}
+        several: dict[str, Any] = {"default": ""}
+        if name.endswith("caption"):
+            several = {"action": "append", "default": []}
         own.add_argument(f"--{name}-column", metavar="NAME", help=f"column that {what}", **several)
     own.add_argument("--captions", type=Path, help="a table of id and caption, for AudioSet")
     own.add_argument("--encoding", default="", help="of tables that are not UTF-8")
@@ -78,10 +82,10 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         )
     own.add_argument(
         "--label-caption",
-        default=defaults.label_caption,
+        action="append",
         metavar="TEXT",
-        help="caption of clips that have labels only, {} for the labels; empty: none"
-        " (default %(default)r)",
+        help="caption of clips that have labels only, {} for the labels; several times: one is"
+        f" drawn each time in training; empty: none (default {defaults.label_captions[0]!r})",
     )
     own.add_argument(
         "--sample-rate", type=int, default=defaults.sample_rate, help="in Hz (default %(default)s)"
@@ -150,17 +154,23 @@ def _own(options: argparse.Namespace) -> Path:
     columns = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(Options)
-        if field.name != "caption_columns"
+        if field.name not in ("caption_columns", "generated_columns")
     }
     return prepare_own(
         options.input,
         options.output,
         layout=options.format,
-        options=Options(**columns, caption_columns=tuple(options.caption_column)),
+        options=Options(
+            **columns,
+            caption_columns=tuple(options.caption_column),
+            generated_columns=tuple(options.generated_caption_column),
+        ),
         settings=Settings(
             sample_rate=options.sample_rate,
             limits=limits,
-            label_caption=options.label_caption,
+            label_captions=Settings.label_captions
+            if options.label_caption is None
+            else tuple(filter(None, options.label_caption)),
             split=options.split,
             validation=options.validation,
             test=options.test,

@@ -24,6 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from alm_jax.errors import UserError, did_you_mean
 
 PREPARE_HINT = "build it with `alm prepare` (`alm prepare --help` lists what it can build)"
+GENERATED = "text_generated"  # the feature with captions by a model; older datasets have none
 _FINGERPRINT_RECORDS = 16
 
 
@@ -77,6 +78,11 @@ class Source(Sequence[dict[str, Any]]):
         """Returns the audio int16 [S] and every caption of one example: what a batch is made of."""
         features = self._features(index)
         return self._audio(features), _texts(features["text"])
+
+    def audio_and_texts(self, index: int) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
+        """Returns audio int16 [S], captions, and the captions that a model wrote beside them."""
+        features = self._features(index)
+        return self._audio(features), _texts(features["text"]), _texts(features[GENERATED])
 
     def metadata(self) -> Iterator[dict[str, Any]]:
         """Yields every example in order without its audio (captions, id, labels, source, ...)."""

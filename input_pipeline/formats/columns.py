@@ -50,6 +50,7 @@ class Columns:
 
     audio: str
     captions: tuple[str, ...]
+    generated: tuple[str, ...]
     id: str
     split: str
     label: str
@@ -111,6 +112,9 @@ def choose_columns(
             " line with the names of its columns"
         )
     captions = tuple(pick("caption-column", name, ()) for name in options.caption_columns)
+    generated = tuple(
+        pick("generated-caption-column", name, ()) for name in options.generated_columns
+    )
     if not captions:
         captions = _caption_columns(plain)
     start = pick("start-column", options.start_column, _START)
@@ -118,6 +122,7 @@ def choose_columns(
     return Columns(
         audio=audio,
         captions=captions,
+        generated=generated,
         id=pick("id-column", options.id_column, _ID),
         split=pick("split-column", options.split_column, _SPLIT),
         label=pick("label-column", options.label_column, _LABEL),

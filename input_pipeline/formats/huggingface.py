@@ -168,6 +168,7 @@ def _row(
         id=str(given) if given not in (None, "") else f"{relative}/{where.rsplit(' ', 1)[1]}",
         audio=audio,
         captions=texts([cells.get(column) for column in columns.captions]),
+        generated=texts([cells.get(column) for column in columns.generated]),
         labels=texts([labels], separators="" if isinstance(labels, list) else ";,|"),
         split=canonical_split(cells.get(columns.split)) or split_of_path(path, base),
         licence=str(cells.get(columns.licence) or ""),

@@ -101,6 +101,7 @@ def _table_rows(table: Table, columns: Columns, base: Path, options: Options) ->
             id=str(cells.get(columns.id) or "").strip() or name + span,
             audio=audio,
             captions=texts([cells.get(column) for column in columns.captions]),
+            generated=texts([cells.get(column) for column in columns.generated]),
             labels=texts([cells.get(columns.label)], separators=";,|"),
             split=split or split_of_path(table.path, base),
             licence=str(cells.get(columns.licence) or ""),

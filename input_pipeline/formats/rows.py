@@ -43,6 +43,7 @@ class Row:
       where: what messages call it: table and line, tar and member.
       problem: why `audio` is None.
       caption_kind: who wrote the captions; "" if unknown.
+      generated: captions that a model wrote, where `captions` are of people.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Row:
     where: str = ""
     problem: str = ""
     caption_kind: CaptionKind = ""
+    generated: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Options:
     """What a person may say about an input; everything else is detected.
 
     Attributes:
-      audio_column, caption_columns, id_column, split_column, label_column, start_column,
-        end_column: names of columns.
+      audio_column, caption_columns, generated_columns, id_column, split_column, label_column,
+        start_column, end_column: names of columns.
       encoding: of tables that are not UTF-8.
       audio_dir: where the audio lies, if not below the input.
       captions: a table of captions by id, for a corpus that has labels only.
@@ -75,6 +77,7 @@ class Options:
 
     audio_column: str = ""
     caption_columns: tuple[str, ...] = ()
+    generated_columns: tuple[str, ...] = ()
     id_column: str = ""
     split_column: str = ""
     label_column: str = ""
@@ -151,6 +154,7 @@ def merge_captions(rows: Iterable[Row], what: str) -> Iterator[Row]:
         merged[row.id] = dataclasses.replace(
             known,
             captions=known.captions + row.captions,
+            generated=tuple(dict.fromkeys(known.generated + row.generated)),
             labels=tuple(dict.fromkeys(known.labels + row.labels)),
         )
     yield from merged.values()

@@ -21,6 +21,7 @@ from input_pipeline.formats.rows import Format, FormatError, Options, Row, split
 
 _TAR = re.compile(r"\.tar(\.gz|\.bz2|\.xz)?$|\.tgz$")
 _CAPTIONS = ("text", "caption", "captions", "texts", "description")
+_GENERATED = ("text_augment_t5", "text_augment_all")  # LAION-Audio's keywords made to sentences
 _LABELS = ("tag", "tags", "labels", "label", "class")
 _END = bytes(1024)  # what every whole tar ends with: two empty blocks
 
@@ -139,6 +140,8 @@ def _row(
         captions = texts([members[s].decode("utf-8", "replace") for s in ("txt",) if s in members])
     if audio is None and not about and not captions:
         return None  # a readme, a list of sizes
+    written = options.generated_columns or _GENERATED
+    generated = next((texts([about[name]]) for name in written if about.get(name)), ())
     original = about.get("original_data")
     original = original if isinstance(original, dict) else {}
     label_keys = (options.label_column,) if options.label_column else _LABELS
@@ -149,6 +152,7 @@ def _row(
         "id": clip_id,
         "audio": audio,
         "captions": captions,
+        "generated": generated,
         "labels": labels,
         "licence": str(about.get("license") or original.get("license") or ""),
         "source": str(about.get("source") or original.get("title") or ""),

@@ -433,8 +433,10 @@ def test_eval_buckets(data: Any, tokenizer: Tokenizer, dataset: Path) -> None:
         ({"max_text_length": 1}, r"config\.data\.max_text_length=1: .* >= 2"),
         ({"max_seconds": 0.0001}, r"config\.data\.max_seconds=0\.0001: .* one sample at 1000 Hz"),
         ({"max_seconds": "ten"}, r"config\.data\.max_seconds='ten'"),
-        ({"dir": ""}, r"config\.data needs either dir .* or mixture"),
-        ({"mixture": (("a", 1.0),)}, r"config\.data needs either dir .* or mixture"),
+        ({"dir": ""}, r"config\.data needs dir .* or mixture"),
+        ({"mixture_unit": "clips"}, r"config\.data\.mixture_unit='clips': must be one of"),
+        ({"mixture_temperature": 0.0}, r"config\.data\.mixture_temperature=0\.0: must be above 0"),
+        ({"concat_probability": 2.0}, r"config\.data\.concat_probability=2\.0: must lie in 0\.\.1"),
         (
             {"dir": "", "mixture": (("a", 0.0),)},
             r"config\.data\.mixture=.* weights must be above 0",
