@@ -115,26 +115,23 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"Wrote {export_official(args.model, args.output, args.official)}")
         return 0
+    from alm_jax.config import read_config
     from alm_jax.inference.folder import find_model
-    from alm_jax.interop.exported import read_model
-    from alm_jax.interop.layouts import get_layout
     from alm_jax.interop.model_card import DataSummary
-    from alm_jax.interop.torch_export import export_params, require_torch
+    from alm_jax.interop.torch_export import export_torch, require_torch
 
     require_torch()
     results = _results(args.results)
-    config, params, tokenizer = read_model(find_model(args.model))
-    get_layout(args.format, config).require()  # before minutes of work
+    model = find_model(args.model)
+    config = read_config(Path(model) / "config.json")
     clips, captions, data = None, None, None
     directory = _dataset(args, config)
     if directory:
         rate = int(config.data.sample_rate)
         clips, captions = real_examples(directory, args.split, rate)
         data = DataSummary.read(directory, config.data.train_split, rate)
-    report = export_params(
-        config,
-        params,
-        tokenizer,
+    report = export_torch(
+        model,
         args.output,
         clips=clips,
         captions=captions,

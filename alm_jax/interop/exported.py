@@ -19,7 +19,7 @@ from alm_jax.audio.patches import PatchConfig
 from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
-from alm_jax.interop.tensors import from_torch
+from alm_jax.interop.tensors import align, from_torch
 from alm_jax.models.mae_decoders import decoder_config
 from alm_jax.models.text_roberta import TextConfig
 from alm_jax.models.towers import tower_config
@@ -224,4 +224,5 @@ def read_model(
         params, _ = checkpoints.restore_params()
     finally:
         checkpoints.close()
+    align(params)
     return config, params, tokenizer

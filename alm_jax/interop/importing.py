@@ -8,7 +8,6 @@ and shape before anything is read, account for every tensor, and refuse what is 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from alm_jax.errors import UserError
 from alm_jax.interop.checkpoint import Checkpoint, Tensor
 from alm_jax.interop.facts import configured
 from alm_jax.interop.links import ANYTHING, Buffer, Link, Links, not_covered
+from alm_jax.interop.tensors import aligned
 from alm_jax.train_state import model_graph
 
 
@@ -272,18 +272,10 @@ def _initial(
 
         model = build_model(config, vocab_size(config), config.seed)
         drawn = flat_names(nnx.to_pure_dict(nnx.state(model)))
-    flat = {name: _aligned(shape) for name, shape in shapes.items()}
+    flat = {name: aligned(shape) for name, shape in shapes.items()}
     for name in names:
         flat[name][...] = drawn[name]
     return flat
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to fill that JAX takes over without a copy: it begins at a multiple of 64 bytes."""
-    size = 4 * math.prod(shape)
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def _check_buffer(buffer: Buffer, found: np.ndarray, path: Path) -> None:

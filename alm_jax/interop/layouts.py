@@ -32,7 +32,7 @@ class Exported(NamedTuple):
 
     Attributes:
       config: `exported.export_config`'s.
-      params: nested dict of float32 arrays.
+      params: nested dict of float32 arrays; None once they are written.
       tokenizer: None without a text side, or where an imported model has none.
     """
 

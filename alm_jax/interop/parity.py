@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from alm_jax.audio.frontend import LogMelConfig, pcm_to_float
 from alm_jax.audio.patches import take
@@ -165,28 +167,41 @@ class Reference:
 Compare = Callable[[Mapping[str, np.ndarray]], dict[str, float]]
 
 
-def check(
-    compare: Compare,
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What the JAX model gave, batch by batch, in files.
+
+    Attributes:
+      files: one for each batch: `Reference.outputs`.
+      made: number of synthetic clips; they come first.
+      given: number of clips given.
+      invented: number of captions that were not given; they come first.
+      captions: number of captions, 0 without a tokenizer.
+      parameters: number of parameters of the model.
+    """
+
+    files: list[Path]
+    made: int
+    given: int
+    invented: int
+    captions: int
+    parameters: int
+
+
+def record(
     reference: Reference,
     clips: Sequence[np.ndarray] | None,
     captions: Sequence[str] | None,
-) -> tuple[ParityReport, dict[str, np.ndarray]]:
-    """Compares an export with JAX on synthetic clips and on those given.
+    folder: Path,
+) -> Recorded:
+    """Runs the JAX model on synthetic clips and on those given.
 
     Args:
-      compare: computes the relative difference of what the exported model gives, by output, from
-        `Reference.outputs`.
       reference: the JAX model.
       clips: int16 [S] each, at the model's sample rate; only the first window is taken. None: the
         synthetic ones alone.
       captions: None or none: `SENTENCES` alone.
-
-    Returns:
-      The report, and the first batch's inputs and outputs: golden.npz.
-
-    Raises:
-      UserError: an output is not finite or differs by more than `TOLERANCE`, or the embeddings have
-        collapsed.
+      folder: for the outputs: caption logits [B, L, V] of all batches would be more than the model.
     """
     given = [clip[: reference.samples] for clip in clips or ()]
     frontend = reference.frontend
@@ -195,18 +210,49 @@ def check(
     made = made[:ROWS] if len(given) > 1 else made
     told = list(dict.fromkeys(captions or ()))
     invented = SENTENCES[:ROWS] if len(told) > 1 else SENTENCES
-    texts = [*invented, *told]
+    files: list[Path] = []
+    todo = list(batches([*made, *given], [*invented, *told]))
+    for some_clips, some_texts in tqdm(todo, "running in JAX", delay=2, leave=False):
+        files.append(folder / f"{len(files)}.npz")
+        outputs = reference.outputs(some_clips, some_texts, greedy=len(files) == 1)
+        np.savez(files[-1], allow_pickle=False, **outputs)
+    return Recorded(
+        files=files,
+        made=len(made),
+        given=len(given),
+        invented=len(invented),
+        captions=len(invented) + len(told) if reference.tokenizer is not None else 0,
+        parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(reference.params)),
+    )
+
+
+def check(compare: Compare, recorded: Recorded) -> tuple[ParityReport, dict[str, np.ndarray]]:
+    """Compares an export with what JAX gave.
+
+    Args:
+      compare: computes the relative difference of what the exported model gives, by output, from
+        `Reference.outputs`.
+      recorded: of the JAX model.
+
+    Returns:
+      The report, and the first batch's inputs and outputs: golden.npz.
+
+    Raises:
+      UserError: an output is not finite or differs by more than `TOLERANCE`, or the embeddings have
+        collapsed.
+    """
     worst: dict[str, float] = {}
     on_given: dict[str, float] = {}
     golden: dict[str, np.ndarray] = {}
     audio_rows: list[np.ndarray] = []
     text_rows: list[np.ndarray] = []
-    for number, (some_clips, some_texts) in enumerate(batches([*made, *given], texts)):
-        wanted = reference.outputs(some_clips, some_texts, greedy=not golden)
+    for number, file in enumerate(tqdm(recorded.files, "comparing", delay=2, leave=False)):
+        with np.load(file) as stored:
+            wanted = dict(stored)
         golden = golden or wanted
         for name, difference in compare(wanted).items():
             worst[name] = float(np.maximum(difference, worst.get(name, 0.0)))  # NaN stays
-            if given and number * ROWS >= len(made):
+            if recorded.given and number * ROWS >= recorded.made:
                 on_given[name] = float(np.maximum(difference, on_given.get(name, 0.0)))
         audio_rows += list(wanted["audio_embedding"])
         text_rows += list(wanted.get("text_embedding", ()))
@@ -225,19 +271,20 @@ def check(
                 "its way to disk, or the modelling file does not know something in this config; "
                 "export again, and report it with the workdir's config.json if it stays"
             )
-    if reference.tokenizer is not None:
+    clips = recorded.made + recorded.given
+    if recorded.captions:
         # Judged on what the model was made for, where there is enough of it.
-        first_clip = len(made) if len(given) > 1 else 0
-        first_text = len(invented) if len(told) > 1 else 0
-        _refuse_collapsed("audio", audio_rows[first_clip : len(made) + len(given)], "clips")
-        _refuse_collapsed("text", text_rows[first_text : len(texts)], "captions")
+        first_clip = recorded.made if recorded.given > 1 else 0
+        first_text = recorded.invented if recorded.captions > recorded.invented + 1 else 0
+        _refuse_collapsed("audio", audio_rows[first_clip:clips], "clips")
+        _refuse_collapsed("text", text_rows[first_text : recorded.captions], "captions")
     return (
         ParityReport(
             differences=worst,
-            clips=len(made) + len(given),
-            captions=len(texts) if reference.tokenizer is not None else 0,
-            real=bool(given),
-            parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(reference.params)),
+            clips=clips,
+            captions=recorded.captions,
+            real=bool(recorded.given),
+            parameters=recorded.parameters,
             on_given=on_given,
         ),
         golden,

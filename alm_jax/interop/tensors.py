@@ -10,6 +10,7 @@ JAX: nested dicts, kernels [inputs, outputs], the layers of a stack on a leading
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,25 @@ import numpy as np
 
 # Last part of a JAX name -> of a PyTorch name; other parts keep theirs.
 _LEAVES = {"kernel": "weight", "scale": "weight"}
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array to fill, which JAX takes over without a copy: it begins at 64 bytes."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
+def align(tree: dict[str, Any]) -> None:
+    """Replaces the arrays of nested dicts by aligned ones in float32, one after another."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            align(value)
+        else:
+            array = aligned(value.shape)
+            array[...] = value
+            tree[key] = array
 
 
 def torch_slices(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Any, bool]]:
@@ -78,7 +98,7 @@ def from_torch(
     """
     params = {}
     for name, shape in shapes.items():
-        out = np.empty(shape, np.float32)
+        out = aligned(shape)
         for torch_name, index, transposed in torch_slices(name, shape):
             tensor = read(torch_name)
             tensor = _swap_back(tensor) if transposed else tensor

@@ -14,9 +14,12 @@ README.md           model card
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ from alm_jax.interop.exported import (
     text_rows,
 )
 from alm_jax.interop.layouts import MODULE_NAME, TORCH, Exported, get_layout, load_module
-from alm_jax.interop.parity import ParityReport, Reference, check
+from alm_jax.interop.parity import ParityReport, Reference, check, record
 from input_pipeline.audio_files import to_int16
 from input_pipeline.text import Tokenizer
 
@@ -77,18 +80,8 @@ def export_torch(
         outputs differ by more than 1e-4 relative; or the embeddings have collapsed or are not
         finite.
     """
-    config, params, tokenizer = read_model(model_dir)
-    return export_params(
-        config,
-        params,
-        tokenizer,
-        output,
-        clips=clips,
-        captions=captions,
-        results=results,
-        data=data,
-        format=format,
-    )
+    made = functools.partial(read_model, model_dir)
+    return _export(made, output, clips, captions, results, data, format)
 
 
 def export_params(
@@ -104,6 +97,27 @@ def export_params(
     format: str = "torch",
 ) -> ParityReport:
     """Like `export_torch`, from a config, nested dict of arrays and tokenizer in memory."""
+
+    def made() -> tuple[ConfigDict, Any, Tokenizer | None]:
+        return config, params, tokenizer
+
+    return _export(made, output, clips, captions, results, data, format)
+
+
+def _export(
+    made: Callable[[], tuple[ConfigDict, Any, Tokenizer | None]],
+    output: str | os.PathLike[str],
+    clips: Sequence[np.ndarray] | None,
+    captions: Sequence[str] | None,
+    results: Mapping[str, Mapping[str, Any]] | None,
+    data: model_card.DataSummary | None,
+    format: str,
+) -> ParityReport:
+    """Writes, runs in JAX, forgets, and runs what was written: never two models in memory.
+
+    `made` gives config, parameters and tokenizer; who makes them there keeps no reference.
+    """
+    config, params, tokenizer = made()
     config = export_config(config, text_rows(config, tokenizer), tokenizer)
     layout = get_layout(format, config)
     layout.require()
@@ -118,8 +132,13 @@ def export_params(
     partial.mkdir()
     try:
         layout.write(partial, model)
-        reference = Reference(config, params, tokenizer)
-        report, golden = check(layout.open(partial, model), reference, _pcm(clips), captions)
+        with tempfile.TemporaryDirectory(prefix="alm_export_") as folder:
+            reference = Reference(config, params, tokenizer)
+            wanted = record(reference, _pcm(clips), captions, Path(folder))
+            model = model._replace(params=None)
+            del params, reference
+            gc.collect()  # the reference is part of a cycle
+            report, golden = check(layout.open(partial, model), wanted)
         np.savez_compressed(partial / GOLDEN_NAME, allow_pickle=False, **golden)
         card = model_card.model_card(config, report, layout.name, results=results, data=data)
         (partial / "README.md").write_text(card, encoding="utf-8")

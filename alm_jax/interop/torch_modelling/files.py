@@ -15,18 +15,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     Float32 is copied, bfloat16 and float16 are cast.
     """
-    raw = np.memmap(path, np.uint8, "r")
-    start = 8 + int(raw[:8].view("<u8")[0])
-    if start > len(raw):
-        raise ValueError(f"{path} is cut short or is not a safetensors file; export again")
-    header = json.loads(raw[8:start].tobytes())
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > size:
+            raise ValueError(f"{path} is cut short or is not a safetensors file; export again")
+        header = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)
     kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     tensors = {}
     for name, entry in header.items():
         first, last = (start + offset for offset in entry["data_offsets"])
-        if entry["dtype"] not in kinds or last > len(raw):
+        if entry["dtype"] not in kinds or last > size:
             raise ValueError(f"{path}: {name} is no float tensor or is cut short; export again")
-        values = torch.from_numpy(np.array(raw[first:last])).view(kinds[entry["dtype"]])
+        values = torch.from_numpy(np.fromfile(path, np.uint8, last - first, offset=first))
+        values = values.view(kinds[entry["dtype"]])
         tensors[name] = values.reshape(entry["shape"]).float()
     return tensors
