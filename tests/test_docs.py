@@ -18,13 +18,18 @@ import safetensors.numpy
 from flax import serialization
 
 from alm_jax import cli
+from alm_jax.config import read_config
 from tests.interop.official_trees import CACOPHONY_HEADS, cacophony, nested, text_tower
 from tests.model_fixtures import clap_workdir
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a training command is shrunk by: the documented lengths take minutes.
-_PARTS = {"mae": ("audio", "mae_decoder"), "clap": ("audio", "text", "caption_decoder")}
+_PARTS = {
+    "mae": ("audio", "mae_decoder"),
+    "clap": ("audio", "text", "caption_decoder"),
+    "labels": (),  # as large as the encoder that it starts from
+}
 _SHRINK = ["train.steps=3", "optim.warmup_steps=1", "data.batch_size=8", "data.max_seconds=1.0"]
 
 
@@ -87,11 +92,17 @@ def _write_sounds(dataset: Path, folder: Path) -> None:
 
 def _shrunk(words: list[str]) -> list[str]:
     stage = "mae" if any(":mae" in word for word in words) else "clap"
+    if any("_labels" in word for word in words):
+        stage = "labels"
     smaller = [
         f"model.{part}.{field}"
         for part in _PARTS[stage]
         for field in ("width=16", "depth=1", "heads=2", "mlp_dim=32")
     ]
+    if stage == "labels":
+        sizes = read_config(clap_workdir() / "config.json").model.audio
+        fields = ("width", "depth", "heads", "mlp_dim", "unroll")
+        smaller += [f"model.audio.{name}={sizes[name]}" for name in fields]
     if stage == "clap":
         smaller += ["model.embed_dim=16", "model.audio_pool.heads=2"]
     return words + [f"--config.{override}" for override in (*_SHRINK, *smaller)]
