@@ -1,8 +1,8 @@
-"""Dense layers that keep the batch spread over the devices.
+"""Dense layers and tables that keep the batch spread over the devices.
 
-With `fsdp`, a kernel's input dimension and the batch lie on the same devices. Left alone, the
-compiler may gather the batch, or deal its width out, at every layer, rather than gather the kernel,
-which is smaller.
+With `fsdp`, the width of a kernel or a table and the batch lie on the same devices. Left alone, the
+compiler may gather the batch, or deal its width out, at every layer, rather than gather the
+parameter, which is smaller.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from alm_jax.parallel.sharding import constrain
@@ -24,3 +25,10 @@ class Linear(nnx.Linear):
         between = (None,) * (inputs.ndim - 2)
         outputs = super().__call__(constrain(inputs, "batch", *between, inward), **fields)
         return constrain(outputs, "batch", *between, outward)
+
+
+def lookup(table: nnx.Param, index: jax.Array) -> jax.Array:
+    """Rows [..., D] of a table [R, D] whose parameter names its logical axes."""
+    rows, _ = table.get_metadata()["axes"]
+    found = jnp.take(constrain(table.get_value(), rows), index, axis=0)
+    return constrain(found, "batch") if index.ndim > 1 else found

@@ -16,6 +16,7 @@ from flax import nnx
 
 from alm_jax.errors import UserError
 from alm_jax.models.layers import embedding, sincos_positions
+from alm_jax.models.linear import lookup
 
 FIXED = ("sincos_2d", "sincos_2d_official")
 POSITIONS = ("sincos_time", *FIXED, "table")
@@ -45,7 +46,7 @@ class PatchPositions(nnx.Module):
 
     def __call__(self, time: jax.Array, freq: jax.Array) -> jax.Array:
         """Positions [B, N, D] float32 of the patches at (time, freq), both [B, N]."""
-        return sincos_positions(time, self.width) + jnp.take(self.freq.get_value(), freq, axis=0)
+        return sincos_positions(time, self.width) + lookup(self.freq, freq)
 
     def of_class_token(self) -> jax.Array:
         """[D]: the class token is nowhere."""
@@ -90,7 +91,7 @@ class TablePositions(nnx.Module):
 
     def __call__(self, time: jax.Array, freq: jax.Array) -> jax.Array:
         """Positions [B, N, D] float32 of the patches at (time, freq), both [B, N]."""
-        return jnp.take(self.table.get_value(), 1 + time * self.rows + freq, axis=0)
+        return lookup(self.table, 1 + time * self.rows + freq)
 
     def of_class_token(self) -> jax.Array:
         """[D], the first row."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from alm_jax.models.layers import dropout, embedding, layer_norm, linear
+from alm_jax.models.linear import lookup
 from alm_jax.models.transformer import Cache, Transformer, TransformerConfig
 
 
@@ -65,8 +66,8 @@ class TextRoberta(nnx.Module):
             place = offset - 1 + jnp.cumsum(mask, axis=1, dtype=jnp.int32) * mask
         else:
             place = offset + first + jnp.arange(tokens.shape[1])
-        x = jnp.take(self.words.get_value(), tokens, axis=0)
-        x = x + jnp.take(self.positions.get_value(), place, axis=0) + self.token_type.get_value()
+        x = lookup(self.words, tokens) + lookup(self.positions, place)
+        x = x + self.token_type.get_value()
         return self.embed_norm(x).astype(self.dtype)
 
     def finish(self, x: jax.Array) -> jax.Array:

@@ -36,6 +36,8 @@ def partition_spec(
     taken: set[str] = set()
     for size, name in zip(shape, names, strict=True):
         held = RULES.get(name, ()) if name else ()
+        if tuple(axes) == ("embed",):
+            held = ()  # a norm's scale is not worth the messages that would gather it
         parts = math.prod(mesh.shape[axis] for axis in held)
         usable = held and taken.isdisjoint(held) and size % parts == 0
         spec.append((held if len(held) > 1 else held[0]) if usable else None)

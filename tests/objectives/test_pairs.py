@@ -1,6 +1,6 @@
 """Losses over all pairs against float64 NumPy, their gradients against finite differences.
 
-On several devices: tests/parallel/test_ring.py.
+On several devices: tests/parallel/test_sharding.py.
 """
 
 import jax

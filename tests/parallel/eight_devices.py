@@ -1,17 +1,20 @@
 """The objectives of both stages on meshes of up to eight CPU devices: `eight_devices.py FOLDER`.
 
 Started by test_sharding.py with the flags that make eight devices of one CPU. Writes one
-MESH.npz a mesh (metrics and gradients, by name) and facts.json.
+MESH.npz a mesh (metrics and gradients, by name), flap_MESH.npz and pairs_MESH.npz of the same, and
+facts.json.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -19,10 +22,13 @@ from ml_collections import ConfigDict
 
 from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import load_config
+from alm_jax.objectives import pairs
 from alm_jax.objectives.forward import Forward
-from alm_jax.parallel.mesh import batch_sharding, make_mesh
+from alm_jax.parallel import ring
+from alm_jax.parallel.mesh import batch_sharding, in_mesh, make_mesh, replicated
 from alm_jax.train_state import Setup, TrainState, init_state, make_setup
 from alm_jax.train_step import jit_train_step, total_loss
+from tests.objectives import pairs_reference
 from tests.random_params import draw_like
 from tests.small_configs import stage1, stage2
 
@@ -34,7 +40,16 @@ MESHES = {
     "data8": dict(data=8),
     "mixed8": dict(data=2, fsdp=2, tensor=2),
 }
+FLAP_MESHES = ("one", "tensor2", "mixed8")
+PAIRS_MESHES = ("data8", "mixed8")
 B, S, L, V = 8, 8_000, 32, 52
+RNG = np.random.default_rng(0)
+PAIRS = [
+    *(pairs_reference.unit(RNG, 16, 5) for _ in range(2)),
+    np.float32(7.4),  # scale and bias
+    np.float32(-1.3),
+]
+GROUP = RNG.integers(0, 10, 16).astype(np.int32)
 
 
 def both_stages(*overrides: str) -> ConfigDict:
@@ -83,10 +98,13 @@ def prepare(config: ConfigDict, sizes: dict[str, int]) -> tuple[ConfigDict, Mesh
     return config, mesh, make_setup(config, V, mesh)
 
 
-def losses_and_gradients(sizes: dict[str, int]) -> dict[str, np.ndarray]:
-    """Every metric and, by the parameter's name, every gradient."""
-    config, mesh, setup = prepare(both_stages(), sizes)
+def losses_and_gradients(
+    system: ConfigDict, sizes: dict[str, int]
+) -> tuple[dict[str, np.ndarray], str]:
+    """Every metric and, by the parameter's name, every gradient; and the compiled program."""
+    config, mesh, setup = prepare(system, sizes)
 
+    @in_mesh(mesh)
     def loss(params: Any, batch: Any) -> tuple[jax.Array, Any]:
         model = nnx.merge(setup.graph, params)
         return total_loss(Forward(model, batch, config, jax.random.key(0)), config)
@@ -96,8 +114,48 @@ def losses_and_gradients(sizes: dict[str, int]) -> dict[str, np.ndarray]:
         in_shardings=(setup.shardings.params, batch_sharding(mesh)),
         out_shardings=(None, setup.shardings.params),
     )
-    (_, metrics), grads = run(draw_like(setup.shapes.params), batch())
-    return {name: np.asarray(value) for name, value in (metrics | flat_names(grads)).items()}
+    params = draw_like(setup.shapes.params)
+    compiled = run.lower(params, batch()).compile()
+    (_, metrics), grads = compiled(*jax.device_put((params, batch()), compiled.input_shardings[0]))
+    found = {name: np.asarray(value) for name, value in (metrics | flat_names(grads)).items()}
+    return found, compiled.as_text()
+
+
+def pairs_of_all_rows(sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    """Both losses over pairs with all their slopes, a tile having one row."""
+    _, mesh, _ = prepare(stage1(), sizes)
+    rows, same = batch_sharding(mesh), replicated(mesh)
+
+    @in_mesh(mesh)
+    def run(*x: jax.Array) -> Any:
+        def cross_entropy(audio: jax.Array, text: jax.Array, scale: jax.Array) -> Any:
+            to_text, to_audio, hits = pairs.info_nce(audio, text, scale, jnp.asarray(GROUP), 0.1)
+            return to_text + 0.7 * to_audio, hits
+
+        def binary(*x: jax.Array) -> Any:
+            return pairs.sigmoid(*x, jnp.asarray(GROUP))
+
+        first = jax.value_and_grad(cross_entropy, (0, 1, 2), has_aux=True)(*x[:3])
+        return first, jax.value_and_grad(binary, (0, 1, 2, 3), has_aux=True)(*x)
+
+    tile, ring.TILE_ROWS = ring.TILE_ROWS, 1
+    found = jax.jit(run, in_shardings=(rows, rows, same, same))(*PAIRS)
+    ring.TILE_ROWS = tile
+    return {str(n): np.asarray(x) for n, x in enumerate(jax.tree.leaves(found))}
+
+
+def temporary_bytes(rows: int) -> int:
+    """What a device holds for InfoNCE and its gradient of so many rows on eight devices."""
+    _, mesh, _ = prepare(stage1(), MESHES["data8"])
+
+    @in_mesh(mesh)
+    def run(audio: jax.Array, text: jax.Array) -> Any:
+        return jax.grad(lambda *x: pairs.info_nce(*x, jnp.float32(9))[0], (0, 1))(audio, text)
+
+    shape = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
+    spread = batch_sharding(mesh)
+    compiled = jax.jit(run, in_shardings=spread, out_shardings=spread).lower(shape, shape).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def same(a: TrainState, b: TrainState) -> bool:
@@ -139,9 +197,20 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    more: dict[str, Any] = {}
     for name, sizes in MESHES.items():
-        np.savez(folder / f"{name}.npz", **losses_and_gradients(sizes))
-    (folder / "facts.json").write_text(json.dumps(facts(folder)))
+        found, program = losses_and_gradients(both_stages(), sizes)
+        np.savez(folder / f"{name}.npz", **found)
+        if name == "fsdp4":
+            more["gathered"] = re.findall(r"= \w+\[([0-9,]*)\]\S* all-gather\(", program)
+            more["all_to_all"] = program.count(" all-to-all(")
+    for name in FLAP_MESHES:
+        found, _ = losses_and_gradients(flap("model.text.dropout=0.0"), MESHES[name])
+        np.savez(folder / f"flap_{name}.npz", **found)
+    for name in PAIRS_MESHES:
+        np.savez(folder / f"pairs_{name}.npz", **pairs_of_all_rows(MESHES[name]))
+    more["temporary"] = [temporary_bytes(rows) for rows in (8192, 16384)]
+    (folder / "facts.json").write_text(json.dumps(facts(folder) | more))
 
 
 if __name__ == "__main__":

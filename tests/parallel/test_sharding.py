@@ -17,7 +17,8 @@ from alm_jax.config import load_config
 from alm_jax.parallel.mesh import AXES
 from alm_jax.parallel.sharding import RULES, describe, param_shardings, partition_spec
 from alm_jax.train_state import model_graph
-from tests.parallel.eight_devices import MESHES
+from tests.objectives import pairs_reference as reference
+from tests.parallel.eight_devices import FLAP_MESHES, GROUP, MESHES, PAIRS, PAIRS_MESHES, B
 
 ROOT = pathlib.Path(__file__).parents[2]
 MESH = AbstractMesh((2, 4, 2), AXES)
@@ -34,6 +35,11 @@ MESH = AbstractMesh((2, 4, 2), AXES)
         ((8, 8), ("heads", "mlp"), ("tensor", None)),  # an axis shards one dimension
         ((16, 8), ("patch", "embed"), (None, "fsdp")),
         ((8,), (None,), (None,)),
+        ((3, 8), ("embed",), (None, None)),  # of a norm: gathering it would cost more
+        ((8,), ("mlp",), ("tensor",)),
+        ((16, 5, 8), ("batch", None, "mlp"), (("data", "fsdp"), None, "tensor")),  # activations
+        ((16, 5, 8), ("batch", None, "embed"), (("data", "fsdp"), None, None)),
+        ((12, 5, 8), ("batch", None, None), (None, None, None)),
         ((), (), ()),
     ],
 )
@@ -102,24 +108,63 @@ def eight(tmp_path_factory):
     return folder
 
 
+CASES = [(system, mesh) for system in ("", "flap_") for mesh in MESHES if mesh != "one"]
+CASES = [(system, mesh) for system, mesh in CASES if not system or mesh in FLAP_MESHES]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one"])
-def test_losses_and_gradients_are_those_of_one_device(eight, mesh):
+@pytest.mark.parametrize(("system", "mesh"), CASES)
+def test_losses_and_gradients_are_those_of_one_device(eight, system, mesh):
     """Training on more devices would be another training, worst of all a wrong gradient.
 
     Tolerance: 2e-5 of the largest gradient of a parameter and 5e-8, as sums run in another order;
     gradients that vanish in exact arithmetic (of key biases) are 1e-8 here.
     """
-    one, other = np.load(eight / "one.npz"), np.load(eight / f"{mesh}.npz")
+    one, other = np.load(eight / f"{system}one.npz"), np.load(eight / f"{system}{mesh}.npz")
     assert one.files == other.files
     for name in one.files:
         scale = np.abs(one[name]).max()
         np.testing.assert_allclose(
             other[name], one[name], rtol=0, atol=2e-5 * scale + 5e-8, err_msg=name
         )
-    losses = {f"{name}_loss" for name in ("reconstruction", "contrastive", "captioning")}
-    assert losses <= set(one.files)
+    losses = {"reconstruction_loss", "contrastive_loss"}
+    assert losses | ({"captioning_loss"} if not system else set()) <= set(one.files)
     assert max(np.abs(one[name]).max() for name in one.files if name.endswith("kernel")) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", PAIRS_MESHES)
+def test_pairs_that_meet_in_a_ring(eight, mesh):
+    """On a pod the contrastive gradient would be a fraction of the right one."""
+    audio, text = PAIRS[:2]
+
+    def both(*x):
+        to_text, to_audio = reference.info_nce(*x, GROUP, 0.1)
+        return to_text + 0.7 * to_audio
+
+    def binary(*x):
+        return reference.sigmoid(*x, GROUP)
+
+    hits = np.mean((audio @ text.T).argmax(1) == np.arange(len(audio)))
+    want = [both(*PAIRS[:3]), hits, *reference.slopes(both, PAIRS[:3])]
+    want += [binary(*PAIRS), hits, *reference.slopes(binary, PAIRS)]
+    found = np.load(eight / f"pairs_{mesh}.npz")
+    assert len(found.files) == len(want)
+    for number, value in enumerate(want):
+        np.testing.assert_allclose(found[str(number)], value, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_what_a_device_holds_and_receives(eight):
+    """A larger pod would need more memory a chip, or send whole batches between its chips."""
+    facts = json.loads((eight / "facts.json").read_text())
+    less, more = facts["temporary"]
+    assert less < more < 2.1 * less, "linear in the rows of a device"
+    assert more < 0.5 * 16384**2 / 8 * 4, "the logits are never there"
+    assert facts["all_to_all"] == 0
+    shapes = [tuple(map(int, shape.split(","))) for shape in facts["gathered"] if shape]
+    assert shapes, "parameters are gathered"
+    assert not [shape for shape in shapes if len(shape) > 2 and shape[0] == B], "and no activations"
 
 
 @pytest.mark.slow
