@@ -34,7 +34,7 @@ from alm_jax.init_from import init_from
 from alm_jax.metrics import MetricWriter, names_at
 from alm_jax.parallel import distributed, preemption
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
-from alm_jax.parallel.sharding import describe
+from alm_jax.parallel.sharding import describe, whole_parameters
 from alm_jax.parallel.watchdog import Watchdog
 from alm_jax.run_labels import run_labels
 from alm_jax.train_state import TrainState, init_state, make_setup
@@ -147,6 +147,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     setup = make_setup(config, tokenizer.vocab_size, mesh)
     state = init_state(config, tokenizer.vocab_size, setup)
     log.info("%s", describe(setup.shapes.params, setup.shardings.params))
+    if (whole := whole_parameters(setup.shapes.params, setup.shardings.params)) and first_process:
+        log.warning("%s", whole)
 
     saves = ckpt.Checkpoints(
         workdir, every_steps=config.train.save_every_steps, keep=config.train.keep

@@ -19,11 +19,11 @@ from alm_jax.parallel.sharding import constrain
 class Linear(nnx.Linear):
     """nnx.Linear whose kernel names its logical axes, and whose activations follow them."""
 
-    def __call__(self, inputs: jax.Array, **fields: Any) -> jax.Array:
+    def __call__(self, inputs: jax.Array, *args: Any, **fields: Any) -> jax.Array:
         """[..., outputs] from [..., inputs]; the first axis is the batch's (or begins with it)."""
         inward, outward = self.kernel.get_metadata()["axes"]
         between = (None,) * (inputs.ndim - 2)
-        outputs = super().__call__(constrain(inputs, "batch", *between, inward), **fields)
+        outputs = super().__call__(constrain(inputs, "batch", *between, inward), *args, **fields)
         return constrain(outputs, "batch", *between, outward)
 
 

@@ -116,3 +116,42 @@ def describe(params: Any, shardings: Any) -> str:
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *rows]
     ]
     return "\n".join([*lines, f"{total:,} parameters, {local:,} bytes a device"])
+
+
+def whole_parameters(params: Any, shardings: Any, share: float = 0.01) -> str:
+    """A warning that names the parameters which no device shares with another.
+
+    Args:
+      params: nested dict of arrays or their shapes.
+      shardings: of the same structure.
+      share: of all parameters, below which one is not worth a word.
+
+    Returns:
+      "" if there are none, or the mesh shares no parameters.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    specs = jax.tree.leaves(shardings)
+    shape = specs[0].mesh.shape
+    if shape["fsdp"] * shape["tensor"] == 1:
+        return ""
+    total = sum(leaf.size for _, leaf in leaves)
+    found = [
+        (leaf.size, jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape)
+        for (path, leaf), sharding in zip(leaves, specs, strict=True)
+        if leaf.size >= share * total and sharding.shard_shape(leaf.shape) == leaf.shape
+    ]
+    if not found:
+        return ""
+    found.sort(reverse=True)
+    named = [
+        f"  {name} {'x'.join(map(str, dims))}: {size:,} of {total:,} parameters"
+        for size, name, dims in found[:5]
+    ]
+    return "\n".join(
+        [
+            f"{len(found)} large parameter(s) lie whole on every device of mesh.fsdp="
+            f"{shape['fsdp']}, mesh.tensor={shape['tensor']}, since these sizes divide none of "
+            "their dimensions that may be shared; choose others, or another width or vocabulary:",
+            *named,
+        ]
+    )

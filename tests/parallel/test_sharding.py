@@ -15,7 +15,13 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from alm_jax.config import load_config
 from alm_jax.parallel.mesh import AXES
-from alm_jax.parallel.sharding import RULES, describe, param_shardings, partition_spec
+from alm_jax.parallel.sharding import (
+    RULES,
+    describe,
+    param_shardings,
+    partition_spec,
+    whole_parameters,
+)
 from alm_jax.train_state import model_graph
 from tests.objectives import pairs_reference as reference
 from tests.parallel.eight_devices import FLAP_MESHES, GROUP, MESHES, PAIRS, PAIRS_MESHES, B
@@ -81,6 +87,25 @@ def test_table_at_start():
         ["scale", "scalar", "bfloat16", "-", "2"],
         ["145", "parameters,", "74", "bytes", "a", "device"],
     ]
+
+
+def test_large_parameters_that_nobody_shares_are_named():
+    """A vocabulary of an odd size would fill every device, and only the table would tell."""
+    _, abstract = model_graph(load_config("cacophony"), 50_265)
+    params = nnx.to_pure_dict(abstract)
+
+    def warning(**sizes):
+        mesh = AbstractMesh(tuple((dict(data=1, fsdp=1, tensor=1) | sizes).values()), AXES)
+        return whole_parameters(params, param_shardings(abstract, mesh)).splitlines()
+
+    head, *lines = warning(tensor=2)
+    assert "mesh.fsdp=1, mesh.tensor=2" in head
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "text.words 50265x768",
+        "caption_decoder.predict.kernel 768x50265",
+    ]
+    assert warning(fsdp=2) == [], "the width is shared"
+    assert warning(data=8) == [], "data parallelism shares nothing"
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ class AlmOutput(ModelOutput):
     Attributes:
       audio_embeds: [B, J] unit norm.
       text_embeds: [B, J] unit norm.
-      logits_per_audio: [B, B] cosines times exp(logit_scale), a row a clip.
+      logits_per_audio: [B, B] cosines times exp(logit_scale), plus logit_bias if any, a row a clip.
       logits_per_text: its transpose.
       class_logits: [B, Y] of the first window of each clip.
     """
@@ -93,7 +93,7 @@ class AlmModel(PreTrainedModel, Parts):
         if input_ids is not None:
             out["text_embeds"] = self.get_text_features(input_ids, attention_mask)
         if out.audio_embeds is not None and out.text_embeds is not None:
-            logits = self.logit_scale.exp() * out.audio_embeds @ out.text_embeds.T
+            logits = self.logits(out.audio_embeds, out.text_embeds)
             out["logits_per_audio"], out["logits_per_text"] = logits, logits.T
         return out
 

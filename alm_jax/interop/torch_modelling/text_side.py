@@ -31,6 +31,8 @@ class TextSide(AudioSide):
         self.text_pool = POOLERS[model["text_pool"]["kind"]](model["text_pool"], text["width"])
         self.text_proj = PROJECTIONS[head](text["width"], joint)
         self.logit_scale = nn.Parameter(torch.empty(()))
+        biased = model.get("logit_bias_init") is not None  # trained with the sigmoid loss
+        self.logit_bias = nn.Parameter(torch.empty(())) if biased else None
 
     def audio_embedding(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Unit-norm embeddings [B, J] of the audio tower's states [B, N', D]."""
@@ -58,10 +60,15 @@ class TextSide(AudioSide):
             out.append(self.text_embedding(tokens.to(self.device), mask.to(self.device)))
         return torch.cat(out)
 
+    def logits(self, audio: Tensor, text: Tensor) -> Tensor:
+        """[n, m] of embeddings [n, J] and [m, J]: cosines times exp(logit_scale), plus the bias."""
+        logits = self.logit_scale.exp() * audio @ text.T
+        return logits if self.logit_bias is None else logits + self.logit_bias
+
     @torch.inference_mode()
     def similarity(self, audio: Tensor, text: Tensor) -> Tensor:
-        """Logits [n, m] of embeddings [n, J] and [m, J]: cosines times exp(logit_scale)."""
-        return self.logit_scale.exp() * audio @ text.T
+        """See `logits`."""
+        return self.logits(audio, text)
 
     def compared(self, golden: Mapping[str, Any], heard: Heard) -> dict[str, tuple[Any, Tensor]]:
         """(wanted, found) of each output in golden.npz, by name."""
