@@ -57,6 +57,11 @@ test: lint ## everything: formatting, lint, types, all tests
 test-fast: $(INSTALLED) ## the tests that are not marked slow
 	@$(PY) -m pytest -q $(PROCESSES) -m "not slow"
 
+plans: $(INSTALLED) ## compile the full-size configs for TPUs, compare with tests/golden/plans [ARGS=--update]
+	@echo "==> The TPU compiler (700 MB), and minutes of all cores for each config"
+	@$(PY) -m pip install -q -e '.[tpu]'
+	@$(PY) -m tests.perf.golden_plans $(ARGS)
+
 lint: $(INSTALLED) ## ruff and mypy
 	@echo "==> Formatting, lint, types"
 	@$(VENV)/bin/ruff format --check .

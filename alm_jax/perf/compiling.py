@@ -90,25 +90,27 @@ def setup_of(config: ConfigDict, mesh: Any) -> Setup:
     return make_setup(config, config.tokenizer.vocab_size, mesh)
 
 
-def count_flops(config: ConfigDict, mesh: Mesh) -> tuple[int, int]:
-    """Operations of one step over all devices.
+def model_flops(config: ConfigDict, mesh: Any) -> int:
+    """Operations that the model needs for one step, all devices together; MFU is defined by them.
 
-    Returns:
-      What the model needs, which MFU is defined by; and what is executed, recomputation included
-      and float32 products of the highest precision counted for each of their passes.
+    Args:
+      config: the experiment.
+      mesh: of devices, or an abstract one.
     """
+    return flops.count(_jaxpr(flops.without_recomputation(config), mesh))
 
-    def jaxpr(config: ConfigDict) -> Any:
-        setup = setup_of(config, mesh)
-        return jax.make_jaxpr(make_train_step(config, setup))(setup.shapes, batch_shapes(config))
 
-    executed = jaxpr(config)
-    plain = flops.without_recomputation(config)
-    same = plain.to_json() == config.to_json()
-    return (
-        flops.count(executed if same else jaxpr(plain)),
-        flops.count(executed, passes=True),
-    )
+def executed_flops(config: ConfigDict, mesh: Any) -> int:
+    """Operations that are executed: recomputed ones too, exact float32 products six times over.
+
+    Arguments and unit are those of `model_flops`.
+    """
+    return flops.count(_jaxpr(config, mesh), passes=True)
+
+
+def _jaxpr(config: ConfigDict, mesh: Any) -> Any:
+    setup = setup_of(config, mesh)
+    return jax.make_jaxpr(make_train_step(config, setup))(setup.shapes, batch_shapes(config))
 
 
 def compile_step(config: ConfigDict, mesh: Mesh) -> Compiled:

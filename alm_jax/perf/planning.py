@@ -19,7 +19,8 @@ from alm_jax.perf.compiling import (
     OverFull,
     batch_shapes,
     compile_step,
-    count_flops,
+    executed_flops,
+    model_flops,
     setup_of,
 )
 from alm_jax.perf.largest_batch import LargestBatch, find_largest
@@ -61,7 +62,7 @@ class Plan:
       batch_size: global.
       state: what is there before a step.
       flops: that the model needs.
-      executed_flops: that are executed, see `compiling.count_flops`.
+      executed_flops: that are executed, see `compiling.executed_flops`.
       hbm_capacity: that a program may take; None for simulated devices.
       compiled: the step; None if it does not fit.
       needed: bytes that it needs, whether or not it fits.
@@ -157,7 +158,7 @@ def make_plan(
         )
     config = with_batch(config, batch)
     log(f"{topology.name}: tracing the step to count its operations")
-    model_flops, executed_flops = count_flops(config, mesh)
+    needed_flops, done_flops = model_flops(config, mesh), executed_flops(config, mesh)
     capacity = None if topology.chip is None else topology.chip.hbm_bytes
 
     def measure(batch: int) -> Compiled | OverFull:
@@ -183,8 +184,8 @@ def make_plan(
             chips=mesh.size,
             slices=topology.slices,
             batch_size=batch,
-            model_flops=model_flops,
-            executed_flops=executed_flops,
+            model_flops=needed_flops,
+            executed_flops=done_flops,
         )
     return Plan(
         config=config.name,
@@ -194,8 +195,8 @@ def make_plan(
         mesh=dict(mesh.shape),
         batch_size=batch,
         state=count_state(config, mesh),
-        flops=model_flops,
-        executed_flops=executed_flops,
+        flops=needed_flops,
+        executed_flops=done_flops,
         hbm_capacity=capacity,
         compiled=compiled,
         needed=outcome.peak if isinstance(outcome, Compiled) else outcome.needed,
