@@ -33,6 +33,7 @@ def without_recomputation(config: ConfigDict) -> ConfigDict:
                 node[name] = plain[name]
 
     clear(copy.model)
+    copy.train.microbatches = 1  # parts embed everything once more
     return copy
 
 
