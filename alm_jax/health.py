@@ -66,6 +66,7 @@ OTHERS = (
     ("audio_rank", "their effective rank"),
     ("text_cosine", "mean cosine of text embeddings"),
     ("text_rank", "their effective rank"),
+    ("packing_lost", "share of patches without room (packing.share)"),
 )
 
 
@@ -133,4 +134,9 @@ def warnings(means: Mapping[str, float]) -> list[str]:
         for side in ("audio", "text")
         if means.get(f"{side}_cosine", 0.0) > COLLAPSED
     ]
+    if means.get("packing_lost", 0.0) > 0.0:
+        found.append(
+            f"{means['packing_lost']:.2%} of the patches found no room in the packed rows. Raise "
+            "packing.share"
+        )
     return found

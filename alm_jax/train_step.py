@@ -27,13 +27,14 @@ Metrics = dict[str, jax.Array]
 
 
 def rows_of_objectives(forward: Forward, config: ConfigDict) -> dict[str, Rows]:
-    """What the config's objectives have to know of each example, by their names."""
+    """What the config's objectives have to know of each example, by their names; and "packing"."""
     if not config.objectives:
         raise UserError(f"config.objectives is empty; name at least one of {list(OBJECTIVES)}")
     for name in config.objectives:
         if name not in OBJECTIVES:
             raise UserError(f"config.objectives.{name} is unknown; it may be {list(OBJECTIVES)}")
-    return {name: OBJECTIVES[name].rows(forward, c) for name, c in config.objectives.items()}
+    rows = {name: OBJECTIVES[name].rows(forward, c) for name, c in config.objectives.items()}
+    return rows | ({"packing": forward.packed} if forward.packed else {})
 
 
 def loss_of_rows(
@@ -46,6 +47,9 @@ def loss_of_rows(
         value, more = OBJECTIVES[name].loss(rows[name], model, objective)
         loss += objective.weight * value
         metrics |= more
+    if "packing" in rows:
+        counts = {name: count.sum() for name, count in rows["packing"].items()}
+        metrics["packing_lost"] = counts["lost"] / jnp.maximum(counts["patches"], 1)
     return loss, metrics
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.audio.augment import AugmentConfig
 from alm_jax.audio.frontend import FLAVOURS
+from alm_jax.audio.packing import PackingConfig
 from alm_jax.models.htsat import HtsatConfig
 
 SILENCE = -11.5  # log(0 + 1e-5), what the Cacophony front end gives for digital silence
@@ -67,6 +68,8 @@ def base() -> ConfigDict:
     c.masking.time_ratio = 0.0  # share of time columns dropped, kind "random_2d"
     c.masking.freq_ratio = 0.0  # share of frequency rows dropped, kind "random_2d"
     c.masking.views = 1  # masks drawn for each clip; FLAP contrasts each with the caption
+    # Every field of alm_jax.audio.packing.PackingConfig, documented there; off.
+    c.packing = ConfigDict(dataclasses.asdict(PackingConfig()))
     # Every field of alm_jax.audio.augment.AugmentConfig, documented there; all off.
     c.augment = ConfigDict(dataclasses.asdict(AugmentConfig()))
 

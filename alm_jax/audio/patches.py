@@ -8,7 +8,7 @@ Shapes: B batch, T frames, F mel bins, N patches, P patch pixels, C columns, R r
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,15 @@ class Patches(NamedTuple):
       time: [B, N] int32 index of the patch along time.
       freq: [B, N] int32 index of the patch along frequency.
       mask: [B, N] bool, True where the slot holds a patch of the clip.
+      packing: an `alm_jax.audio.packing.Packing` by which a transformer computes several clips in
+        one row; None gives each a row of its own.
     """
 
     values: jax.Array
     time: jax.Array
     freq: jax.Array
     mask: jax.Array
+    packing: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

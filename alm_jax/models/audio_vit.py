@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from alm_jax.audio.packing import run_packed
 from alm_jax.audio.patches import Patches
 from alm_jax.models.layers import layer_norm, linear
 from alm_jax.models.patch_positions import PatchShape, make_positions
@@ -70,7 +71,7 @@ class AudioViT(nnx.Module):
           patch slot.
         """
         x, mask = self.tokens(patches)
-        x = self.transformer(x, mask=mask, key=key)
+        x = run_packed(self.transformer, x, mask, patches, key)
         return x if self.norm is None else self.norm(x).astype(self.dtype)
 
     def tokens(self, patches: Patches) -> tuple[jax.Array, jax.Array]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from alm_jax.audio.packing import run_packed
 from alm_jax.audio.patches import Patches
 from alm_jax.errors import UserError
 from alm_jax.models.layers import layer_norm, linear
@@ -105,7 +106,7 @@ class ConcatenatingDecoder(nnx.Module):
         restore = self.restore.get_value() + self.positions(dropped.time, dropped.freq)
         x = jnp.concatenate([states, restore], axis=1).astype(self.dtype)
         mask = jnp.concatenate([visible.mask, dropped.mask], axis=1)
-        x = self.transformer(x, mask=mask, key=key)[:, visible.mask.shape[1] :]
+        x = run_packed(self.transformer, x, mask, visible, key)[:, visible.mask.shape[1] :]
         return self.predict(self.norm(x).astype(self.dtype)).astype(jnp.float32)
 
 
@@ -166,7 +167,7 @@ class VitDecoder(_MaskTokenDecoder):
     ) -> jax.Array:
         """Pixels [B, M, P] of the dropped patches; see `Decoder`."""
         x, mask = self.tokens(hidden, visible, dropped)
-        x = self.transformer(x, mask=mask, key=key)
+        x = run_packed(self.transformer, x, mask, visible, key)
         return self.pixels(x[:, hidden.shape[1] :])
 
     def tokens(

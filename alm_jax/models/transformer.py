@@ -214,7 +214,8 @@ class Transformer(nnx.Module):
 
         Args:
           x: [B, L, D].
-          mask: [B, L] bool, True for tokens that may be attended to.
+          mask: bool, True for tokens that may be attended to: [B, L] by all, or [B, L, L], where
+            the second axis is of those that attend.
           context: [B, K, D] for cross-attention.
           context_mask: [B, K] bool.
           key: PRNG key for dropout and stochastic depth; None in evaluation.
@@ -224,7 +225,9 @@ class Transformer(nnx.Module):
         """
         c = self.config
         graph, stack = nnx.split(self.blocks)
-        attention_mask = None if mask is None else mask[:, None, None, :]
+        attention_mask = mask
+        if mask is not None:
+            attention_mask = mask[:, None] if mask.ndim == 3 else mask[:, None, None, :]
         if c.causal:
             causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
             attention_mask = causal if attention_mask is None else attention_mask & causal

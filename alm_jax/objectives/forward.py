@@ -20,6 +20,7 @@ from alm_jax.audio.augment import AugmentConfig, augment_spectrogram, augment_wa
 from alm_jax.audio.frontend import LogMelConfig, log_mel, num_frames, pcm_to_float
 from alm_jax.audio.masking import MaskingConfig, View, example_keys, mask_view
 from alm_jax.audio.mixup import mix_labels, mix_shares, mix_waveforms
+from alm_jax.audio.packing import PackingConfig, check_packing, pack_view
 from alm_jax.audio.patches import Patches
 from alm_jax.errors import UserError
 from alm_jax.models.audio_text import AudioTextModel, needed
@@ -63,6 +64,10 @@ class Forward:
         self.config = config
         self.frontend = LogMelConfig(**config.frontend)
         self.masking = MaskingConfig(**config.masking)
+        self.packing = PackingConfig(**config.get("packing", {}))
+        self.packed: dict[str, jax.Array] = {}  # see `pack_view`; filled when `view` is read
+        if self.packing.share:
+            check_packing(config)
         self.key = key
         self.noise = noise
         self.part = part
@@ -134,7 +139,12 @@ class Forward:
         """Visible and dropped patches; in evaluation everything is visible."""
         if self.key is None:
             return View(self.patches, None)
-        return mask_view(self.example_keys("masking"), self.patches, self.masking)
+        view = mask_view(self.example_keys("masking"), self.patches, self.masking)
+        if not (self.packing.share and self.noise):
+            return view
+        class_tokens = int(self.config.model.audio.get("class_token", False))
+        view, self.packed = pack_view(view, self.packing, class_tokens)
+        return view
 
     @cached_property
     def audio_hidden(self) -> jax.Array:

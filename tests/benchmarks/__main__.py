@@ -20,7 +20,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 import jax
 import torch
 
-from tests.benchmarks import loading, overheads, training
+from tests.benchmarks import loading, overheads, packing, training
 from tests.benchmarks.measure import Row, table
 
 
@@ -29,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     benchmarks: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
         "training": lambda args: training.rows(args.repeats, args.batch_size),
+        "packing": lambda args: packing.rows(args.repeats, 4 * args.batch_size, args.data),
         "loading": lambda args: loading.rows(args.repeats, args.data),
         "overheads": lambda args: overheads.rows(args.repeats, args.data),
     }

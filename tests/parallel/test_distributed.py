@@ -6,6 +6,8 @@ Compilation is all that takes time here; some of it is cached over the jobs.
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 import signal
 import time
@@ -211,6 +213,38 @@ def test_the_others_stop_when_a_host_dies(dies, preempted, jobs, endless, tmp_pa
     assert job.wait(1 - dies, 20) != 0
     message = job.log(1 - dies)
     assert "and so do the others" in message or "another task died" in message
+
+
+def test_killed_at_any_moment_one_process_repeats_itself(jobs, config, one, tmp_path):
+    """Results would depend on when a spot machine was taken away.
+
+    Every step is saved, so that a kill meets saves in all states.
+    """
+    often = "--config.train.save_every_steps=1"
+    for step in (2, 4):
+        job = jobs.train(1, config, f"--workdir={tmp_path}", often)
+        reaches(tmp_path, step, job)
+        job.signal(0, signal.SIGKILL)
+        job.wait(0, 60)
+    run(jobs, config, tmp_path, 1, often)
+    assert numbers(tmp_path) == numbers(one)
+    for name, value in last_parameters(one).items():
+        np.testing.assert_array_equal(last_parameters(tmp_path)[name], value, err_msg=name)
+
+
+def test_all_processes_stop_at_the_same_bad_step(jobs, endless, tmp_path):
+    """One would go on, or all would save what is not a number."""
+    wild = ["--config.optim.lr=1e38", "--config.train.save_every_steps=1"]
+    job = jobs.train(2, endless, f"--workdir={tmp_path}", *wild)
+    assert [job.wait(number, 120) for number in (0, 1)] == [2, 2]
+    first, second = (re.search(r"step (\d+): .* not finite", job.log(n)) for n in (0, 1))
+    assert first and second
+    assert first[0] == second[0]
+    saves = Checkpoints(tmp_path, read_only=True)
+    assert saves.latest_step == int(first[1]) - 1
+    saves.close()
+    found = json.loads((tmp_path / "nonfinite" / f"step_{first[1]}.json").read_text())
+    assert len(found["examples"]) == 8, "those of both processes"
 
 
 def test_an_error_of_the_first_process_is_told_on_all(jobs, config, two):
