@@ -6,21 +6,16 @@ build that was stopped goes on where it was (`parts`).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from alm_jax.errors import UserError
 from input_pipeline import cleaning
@@ -31,7 +26,8 @@ from input_pipeline.formats.rows import merge_captions
 from input_pipeline.lock import locked
 
 if TYPE_CHECKING:
-    from input_pipeline.parts import Done, Part
+    from input_pipeline.engines import Engine
+    from input_pipeline.parts import Part
     from input_pipeline.sources import Source
 
 REPORT, REJECTED = "prepare_report.json", "rejected.jsonl"
@@ -48,7 +44,7 @@ def prepare_own(
     options: Options | None = None,
     settings: Settings | None = None,
     exclude: Sequence[str] = (),
-    workers: int = 2,
+    engine: Engine | None = None,
 ) -> Path:
     """Builds a dataset; does nothing where the same one is already built.
 
@@ -60,7 +56,7 @@ def prepare_own(
       settings: sample rate, limits, splits.
       exclude: datasets, DIR or DIR:SPLIT, whose recordings are left out (without a split: all but
         train).
-      workers: decoding processes; 0 decodes in this one.
+      engine: what decodes; by default two processes.
 
     Returns:
       The version folder, with `prepare_report.json` and `rejected.jsonl` beside the data.
@@ -77,6 +73,7 @@ def prepare_own(
     _say(f"{root}: format {chosen.name} ({chosen.title}), because {why}")
     # Here, not at the top: --help and messages about the input come without TFDS.
     from input_pipeline import assemble, recordings, similar
+    from input_pipeline.engines import Engine
     from input_pipeline.parts import VERSION
 
     final = output / VERSION
@@ -88,12 +85,13 @@ def prepare_own(
             _say(f"{final} is ready")
             return final
         work = output / ".work"
-        done = list(_run(parts, settings, work, workers))
+        engine = engine or Engine()
+        done = list(engine.run(parts, settings, work))
         rows += sum(part.rows for part in done if part.rows) - sum(len(p.rows) for p in parts)
         dropped = assemble.find_duplicates(done, settings)
         if unwanted:
             references = {
-                name: recordings.reference(sources, workers, f"reading {name}")
+                name: recordings.reference(sources, engine.workers, f"reading {name}")
                 for name, sources in unwanted.items()
             }
             similar.drop_excluded(done, settings, references, dropped)
@@ -193,34 +191,6 @@ def _rows(chosen: Format, root: Path, options: Options) -> Iterator[Row]:
             f"{root}: a table has no column or field {error}, which {chosen.title} has as"
             " published. Is it another version? --format=table reads any table"
         ) from error
-
-
-def _run(parts: list[Part], settings: Settings, work: Path, workers: int) -> Iterator[Done]:
-    """Makes the parts, on `workers` processes, and yields them in order."""
-    from input_pipeline.parts import write_part
-
-    with tqdm(total=len(parts), desc="preparing", unit="part", disable=None) as progress:
-        if workers == 0 or len(parts) == 1:
-            for part in parts:
-                yield write_part(part, settings, work)
-                progress.update()
-            return
-        # spawn: forking a process that has started JAX or gRPC threads can deadlock.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            waiting: collections.deque[Future[Done]] = collections.deque()
-            try:
-                for part in parts:
-                    waiting.append(pool.submit(write_part, part, settings, work))
-                    if len(waiting) >= 2 * workers:
-                        yield waiting.popleft().result()
-                        progress.update()
-                while waiting:
-                    yield waiting.popleft().result()
-                    progress.update()
-            finally:
-                for future in waiting:
-                    future.cancel()
 
 
 def _digest(

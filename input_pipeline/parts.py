@@ -149,6 +149,11 @@ def read_done(folder: Path, digest: str) -> Done | None:
     )
 
 
+def is_done(part: Part, work: Path) -> bool:
+    """Whether a part is there, made from whatever."""
+    return (work / part.name / _DONE).is_file()
+
+
 def write_part(part: Part, settings: Settings, work: Path) -> Done:
     """Makes a part, unless it is already made.
 

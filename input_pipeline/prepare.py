@@ -35,6 +35,13 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=2, help="decoding processes (0: none but this one)"
     )
+    parser.add_argument(
+        "--runner",
+        default="",
+        metavar="NAME",
+        help="decode on Apache Beam: local, or a runner of its own (DataflowRunner, FlinkRunner,"
+        " SparkRunner), whose flags follow after --",
+    )
     _add_own(parser)
     _add_limits(parser)
     sounds = parser.add_argument_group("OpenSounds")
@@ -133,6 +140,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def _own(options: argparse.Namespace) -> Path:
     if options.output is None:
         raise UserError("--output=DIR is missing: the folder of the new dataset, say data/mine")
+    # Here, not at the top: --help comes without TFDS.
+    from input_pipeline.engines import Engine
+
     for flag in ("tier", "packages"):
         if getattr(options, flag) is not None:
             raise UserError(f"--{flag} belongs to OpenSounds and does not go with --input")
@@ -176,7 +186,7 @@ def _own(options: argparse.Namespace) -> Path:
             test=options.test,
         ),
         exclude=options.exclude,
-        workers=options.workers,
+        engine=Engine(options.workers, options.runner, options.flags),
     )
 
 
@@ -190,7 +200,12 @@ def main(argv: list[str] | None = None) -> int:
       UserError: the dataset cannot be built; the message says why and the remedy.
     """
     parser = _parser()
-    options = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:cut])
+    options.flags = tuple(words[cut + 1 :])
+    if options.flags and not options.runner:
+        parser.error(f"{' '.join(options.flags)}: flags after -- are for a --runner")
     if options.workers < 0:
         parser.error(f"--workers={options.workers}: must not be negative")
     if options.input is not None:

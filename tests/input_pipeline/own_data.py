@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from input_pipeline.engines import Engine
 from input_pipeline.examples import Settings
 from input_pipeline.formats import Options
 from input_pipeline.own_data import prepare_own
@@ -37,6 +38,7 @@ def stored(pcm: np.ndarray) -> np.ndarray:
 
 def prepare(root: Path, output: Path, layout: str = "", **changed: Any) -> Path:
     """`prepare_own` in this process; `changed` are its options' and settings' fields."""
+    engine = changed.pop("engine", None)
     options = {name: changed.pop(name) for name in list(changed) if hasattr(Options(), name)}
     return prepare_own(
         root,
@@ -44,7 +46,7 @@ def prepare(root: Path, output: Path, layout: str = "", **changed: Any) -> Path:
         layout=layout,
         options=Options(**options),
         settings=Settings(**changed),
-        workers=0,
+        engine=engine or Engine(workers=0),
     )
 
 
