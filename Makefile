@@ -38,7 +38,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 test test-fast test-lower-bounds: export JAX_PLATFORMS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart ablation benchmarks test test-fast test-lower-bounds lint format install clean
+.PHONY: help quickstart ablation benchmarks test test-fast test-lower-bounds plans lint format install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' Makefile
