@@ -10,10 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.sources import open_source
 from tests.input_pipeline.own_data import prepare, write_sound, write_text
 
 Sounds = list[np.ndarray]
 WORDS = ("dog", "rain", "door_knock", "siren", "violin", "frog")
+
+
+def six(dataset: Path) -> Sounds:
+    """Six different recordings of 0.3 to 1 s of a prepared OpenSounds."""
+    found: dict[bytes, np.ndarray] = {}
+    for clip in open_source(dataset, "train"):
+        if ".sf2#" not in clip["id"] and 4800 <= len(clip["audio"]) <= 16000:
+            found.setdefault(clip["audio"].tobytes(), clip["audio"])
+        if len(found) == 6:
+            break
+    return list(found.values())
 
 
 def table(path: Path, rows: Iterable[Iterable[Any]]) -> None:

@@ -60,14 +60,7 @@ class Oracle:
 
 @pytest.fixture(scope="module")
 def sounds(tiny_dataset: Path) -> list[np.ndarray]:
-    """Six different recordings of 0.3 to 1 s."""
-    found: dict[bytes, np.ndarray] = {}
-    for clip in open_source(tiny_dataset, "train"):
-        if ".sf2#" not in clip["id"] and 4800 <= len(clip["audio"]) <= 16000:
-            found.setdefault(clip["audio"].tobytes(), clip["audio"])
-        if len(found) == 6:
-            break
-    return list(found.values())
+    return published.six(tiny_dataset)
 
 
 @pytest.fixture(scope="module")
@@ -228,12 +221,13 @@ def test_default_protocol_is_that_of_the_dataset(sets: dict[str, Path], tiny_dat
     ]
 
 
-def test_list_shows_every_protocol(capsys) -> None:
+def test_every_protocol_is_shown(capsys) -> None:
     """Nobody would find a protocol, or know what it is by its version."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
     assert cli.main(["eval", "--list"]) == 0
     shown = capsys.readouterr().out
     for protocol in PROTOCOLS.values():
-        assert f"{protocol.tag} " in shown
+        assert f"{protocol.tag} " in shown and f"`{protocol.name}`" in page
         published_set = isinstance(protocol, Classification | Retrieval) and protocol.layout
         assert not published_set or (protocol.papers and protocol.clips)
 
