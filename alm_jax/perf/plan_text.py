@@ -121,6 +121,11 @@ def advice(plan: Plan, config: ConfigDict) -> list[str]:
         lines.append(f"  --config.data.batch_size={best.batch_size}: a smaller batch")
     elif plan.batch_size > plan.chips:
         lines.append(f"  --config.data.batch_size={plan.batch_size // 2}: half of the batch")
+    parts = config.train.get("microbatches", 1)
+    if plan.batch_size // plan.chips > parts:
+        lines.append(
+            f"  --config.train.microbatches={2 * parts}: the batch in parts, same gradient"
+        )
     for name in sorted(config.model):
         part = config.model[name]
         if isinstance(part, ConfigDict) and part.get("remat", "full") != "full":

@@ -149,6 +149,7 @@ def test_advice_when_it_does_not_fit(of_cpu):
     assert "--config.model.audio.remat=full" in lines
     assert "--config.mesh.fsdp=8" in lines
     assert "--config.data.batch_size=32" in lines
+    assert "--config.train.microbatches=2" in lines
 
 
 def test_the_verb(of_cpu, tmp_path, capsys, monkeypatch):
