@@ -52,6 +52,7 @@ class Layout:
       write: fills an empty folder.
       open: what the folder holds, loaded as its user loads it: a function that compares it with the
         outputs of the JAX model.
+      complete: fills the rest of the folder, when the parameters are no longer in memory.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Layout:
     extra: str
     write: Callable[[Path, Exported], None]
     open: Callable[[Path, Exported], Compare]
+    complete: Callable[[Path, Exported], None] | None = None
 
     def require(self) -> None:
         """Raises a UserError with the remedy if a package is not installed."""

@@ -1,8 +1,11 @@
 """`alm export --format=onnx`: waveform -> embedding and tokens -> embedding, for onnxruntime.
 
-audio.onnx    waveform float32 [B, S] in [-1, 1], lengths int64 [B] -> embedding float32 [B, J];
-              front end included; any B and S, one window a row
+audio.onnx    waveform float32 [B, S] in [-1, 1], lengths int64 [B] -> embedding float32 [B, J], and
+              class_logits [B, Y] of a classifier, states [B, N, D] and states_mask [B, N] for
+              captions; front end included; any B and S, one window a row
 text.onnx     tokens int64 [B, L], mask bool [B, L] -> embedding float32 [B, J]
+caption.onnx  tokens, mask, states, states_mask -> logits [B, L, V] of the token after each
+*.onnx.data   the weights of large models
 config.json   the experiment's config with the group `export`, in which `tokens` are the marks
 tokenizer.model or tokenizer.json, README.md, golden.npz, alm_export.json
 
@@ -15,9 +18,9 @@ import contextlib
 import io
 import json
 import logging
-import tempfile
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,49 +32,61 @@ from alm_jax.interop.layouts import Exported, Layout, load_module, write_model, 
 from alm_jax.interop.parity import Compare
 
 OPSET = 20
+BESIDE = 200_000_000  # bytes of weights that lie beside a graph rather than in it
+_TORCH = "torch"  # folder that is there until the graphs are
 
 
 def write(folder: Path, model: Exported) -> None:
-    """Fills an empty folder."""
-    import torch
-
-    with tempfile.TemporaryDirectory() as made:
-        write_model(Path(made), model)
-        module = load_module(Path(made))
-        loaded = module.AudioTextModel.from_pretrained(made)
-    spare = spare_samples(model)
-
-    class Audio(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = loaded
-
-        def forward(self, waveform: Any, lengths: Any) -> Any:
-            # Padding changes no result, and with it no clip is too short for the graph's shapes.
-            waveform = torch.nn.functional.pad(waveform, (0, spare))
-            heard = self.model.listen(waveform, lengths)
-            return self.model.audio_embedding(heard.hidden, heard.mask)
-
-    class Text(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = loaded
-
-        def forward(self, tokens: Any, mask: Any) -> Any:
-            return self.model.text_embedding(tokens, mask)
-
-    size = min(loaded.window, 3 * loaded.sample_rate)
-    lengths = torch.tensor([size, size // 2, size // 3])
-    _trace(Audio(), {"waveform": torch.zeros(3, size), "lengths": lengths}, "samples", folder)
-    if model.config.model.text is not None:
-        length = min(7, int(model.config.data.max_text_length))
-        tokens = torch.full((3, length), int(model.config.export.tokens.eos))
-        mask = torch.ones(3, length, dtype=torch.bool)
-        _trace(Text(), {"tokens": tokens, "mask": mask}, "tokens", folder)
+    """Everything but the graphs; the weights for them in `_TORCH`."""
     save_config(model.config, folder / "config.json")
     write_tokenizer(folder, model)
     mark = {"format": "onnx", "alm_jax_version": model.config.export.alm_jax_version}
     (folder / EXPORT_MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
+    (folder / _TORCH).mkdir()
+    write_model(folder / _TORCH, model)
+
+
+def complete(folder: Path, model: Exported) -> None:
+    """Traces the graphs from the PyTorch model, one after another."""
+    import torch
+
+    loaded = load_module(folder / _TORCH).AudioTextModel.from_pretrained(folder / _TORCH)
+    shutil.rmtree(folder / _TORCH)
+    spare = spare_samples(model)
+    decodes = model.config.model.text is not None and bool(model.config.model.caption_decoder)
+    classifies = model.config.model.get("classifier") is not None
+
+    def audio(waveform: Any, lengths: Any) -> Any:
+        # Padding changes no result, and with it no clip is too short for the graph's shapes.
+        heard = loaded.listen(torch.nn.functional.pad(waveform, (0, spare)), lengths)
+        found = [loaded.audio_embedding(heard.hidden, heard.mask)]
+        if classifies:
+            found.append(loaded.classifier(heard.hidden, heard.mask))
+        return (*found, heard.hidden, heard.mask) if decodes else tuple(found)
+
+    size = min(loaded.window, 3 * loaded.sample_rate)
+    lengths = torch.tensor([size, size // 2, size // 3])
+    outputs = ["embedding", *(["class_logits"] if classifies else [])]
+    outputs += ["states", "states_mask"] if decodes else []
+    inputs = {"waveform": torch.zeros(3, size), "lengths": lengths}
+    _trace(audio, loaded, inputs, {"waveform": "samples"}, outputs, folder / "audio.onnx")
+    if model.config.model.text is None:
+        return
+    length = min(7, int(model.config.data.max_text_length))
+    tokens = torch.full((3, length), int(model.config.export.tokens.eos))
+    text = {"tokens": tokens, "mask": torch.ones(3, length, dtype=torch.bool)}
+    sizes = dict.fromkeys(text, "tokens")
+    _trace(loaded.text_embedding, loaded, text, sizes, ["embedding"], folder / "text.onnx")
+    if decodes:
+        with torch.inference_mode():
+            *_, states, mask = audio(**inputs)
+        heard = {"states": states.clone(), "states_mask": mask.clone()}
+        sizes |= dict.fromkeys(heard, "states")
+
+        def caption(tokens: Any, mask: Any, states: Any, states_mask: Any) -> Any:
+            return loaded.caption_logits(tokens, mask, states, states_mask)
+
+        _trace(caption, loaded, text | heard, sizes, ["logits"], folder / "caption.onnx")
 
 
 def spare_samples(model: Exported) -> int:
@@ -81,32 +96,53 @@ def spare_samples(model: Exported) -> int:
     return int(max(least, frontend.get("repeat_to_samples") or 0))
 
 
-def _trace(module: Any, inputs: Mapping[str, Any], length: str, folder: Path) -> None:
-    """Writes audio.onnx or text.onnx: batch and `length` of the inputs [B, length] are free."""
+def _trace(
+    function: Callable[..., Any],
+    loaded: Any,
+    inputs: Mapping[str, Any],
+    sizes: Mapping[str, str],
+    outputs: list[str],
+    path: Path,
+) -> None:
+    """Writes one graph.
+
+    Args:
+      function: of `inputs`, by name and in their order.
+      loaded: the model whose parameters it uses.
+      inputs: name -> example [B, ...].
+      sizes: name of an input -> name of the size of its second axis, which is free as the batch is.
+      outputs: names of what the function returns.
+      path: the file.
+    """
     import torch
 
-    batch, long = torch.export.Dim("batch", min=1), torch.export.Dim(length, min=1)
-    shapes = {n: {0: batch, 1: long} if x.ndim == 2 else {0: batch} for n, x in inputs.items()}
-    name = "audio.onnx" if "waveform" in inputs else "text.onnx"
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = loaded
+
+        def forward(self, *given: Any) -> Any:
+            return function(*given)
+
+    batch = torch.export.Dim("batch", min=1)
+    free = {name: torch.export.Dim(name, min=1) for name in sizes.values()}
+    shapes = tuple({0: batch} | ({1: free[sizes[n]]} if n in sizes else {}) for n in inputs)
+    size = sum(parameter.numel() * 4 for parameter in loaded.parameters())
     with torch.inference_mode(), _quiet():
         program = torch.onnx.export(
-            module.eval(),
-            kwargs=dict(inputs),
+            Graph().eval(),
+            tuple(inputs.values()),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=shapes,
+            dynamic_shapes=(shapes,),
             input_names=list(inputs),
-            output_names=["embedding"],
+            output_names=outputs,
             optimize=True,
             verbose=False,
         )
         assert program is not None
-        # Above 1.5 GB the weights lie beside the graph: a protobuf holds no more than 2 GB.
-        program.save(str(folder / name), external_data=_bytes(module) > 1_500_000_000)
-
-
-def _bytes(module: Any) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+        # A protobuf holds no more than 2 GB, and is in memory three times while it is written.
+        program.save(str(path), external_data=size > BESIDE)
 
 
 @contextlib.contextmanager
@@ -132,24 +168,39 @@ def open_folder(folder: Path, model: Exported) -> Compare:
 
     audio = session("audio.onnx")
     text = session("text.onnx") if model.config.model.text is not None else None
+    caption = session("caption.onnx") if (folder / "caption.onnx").exists() else None
+    names = [output.name for output in audio.get_outputs()]
 
     def compare(golden: Mapping[str, np.ndarray]) -> dict[str, float]:
         lengths = golden["audio_length"].astype(np.int64)
         waveform = golden["audio"].astype(np.float32) * np.float32(1 / 32767)
+
+        def heard(rows: slice, samples: int) -> dict[str, np.ndarray]:
+            given = {"waveform": waveform[rows, :samples], "lengths": lengths[rows]}
+            return dict(zip(names, audio.run(None, given), strict=True))
+
         # All at once, and each alone and as long as it is: another batch size and length.
-        (rows,) = audio.run(None, {"waveform": waveform, "lengths": lengths})
-        found = {"audio_embedding": _difference(golden["audio_embedding"], rows)}
-        alone = [
-            audio.run(None, {"waveform": waveform[i : i + 1, :n], "lengths": lengths[i : i + 1]})[0]
-            for i, n in enumerate(lengths)
-        ]
-        found["audio_embedding_alone"] = _difference(
-            golden["audio_embedding"], np.concatenate(alone)
-        )
+        together = heard(slice(None), waveform.shape[1])
+        alone = [heard(slice(i, i + 1), int(n)) for i, n in enumerate(lengths)]
+        found = {}
+        for name, wanted in (
+            ("embedding", golden["audio_embedding"]),
+            ("class_logits", golden.get("class_logits")),
+        ):
+            if wanted is not None:
+                rows = np.concatenate([one[name] for one in alone])
+                name = name.replace("embedding", "audio_embedding")
+                found[name] = _difference(wanted, together[name.replace("audio_", "")])
+                found[f"{name}_alone"] = _difference(wanted, rows)
         if text is not None:
             given = {"tokens": golden["text"].astype(np.int64), "mask": golden["text_mask"]}
             (rows,) = text.run(None, given)
             found["text_embedding"] = _difference(golden["text_embedding"], rows)
+            if caption is not None:
+                given |= {name: together[name] for name in ("states", "states_mask")}
+                (logits,) = caption.run(None, given)
+                mask = golden["text_mask"]
+                found["caption_logits"] = _difference(golden["caption_logits"][mask], logits[mask])
         return found
 
     return compare
@@ -161,4 +212,6 @@ def _difference(wanted: np.ndarray, found: np.ndarray) -> float:
     return float((error / np.linalg.norm(wanted, axis=1)).max())
 
 
-LAYOUT = Layout("onnx", ("torch", "onnx", "onnxscript", "onnxruntime"), "onnx", write, open_folder)
+LAYOUT = Layout(
+    "onnx", ("torch", "onnx", "onnxscript", "onnxruntime"), "onnx", write, open_folder, complete
+)

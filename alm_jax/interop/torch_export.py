@@ -138,6 +138,8 @@ def _export(
             model = model._replace(params=None)
             del params, reference
             gc.collect()  # the reference is part of a cycle
+            if layout.complete is not None:
+                layout.complete(partial, model)
             report, golden = check(layout.open(partial, model), wanted)
         np.savez_compressed(partial / GOLDEN_NAME, allow_pickle=False, **golden)
         card = model_card.model_card(config, report, layout.name, results=results, data=data)

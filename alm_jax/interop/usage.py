@@ -87,25 +87,69 @@ def _clap_usage(config: ConfigDict) -> tuple[str, list[str], str]:
     return "transformers", lines, note
 
 
+# Kind of tokenizer -> lines that open it, the ids of a string, the string of ids.
+_PIECES = {
+    "": ([], "[5, 6, 7]", "tokens"),
+    "json": (
+        ["import tokenizers", 'pieces = tokenizers.Tokenizer.from_file("tokenizer.json")'],
+        "pieces.encode(string, add_special_tokens=False).ids",
+        "pieces.decode(tokens[0].tolist())",
+    ),
+    "sentencepiece": (
+        [
+            "import sentencepiece",
+            'pieces = sentencepiece.SentencePieceProcessor("tokenizer.model")',
+        ],
+        "pieces.encode(string)",
+        "pieces.decode(tokens[0].tolist())",
+    ),
+}
+
+
 def _onnx_usage(config: ConfigDict) -> tuple[str, list[str], str]:
+    outputs = "(embedding,)"
+    if config.model.get("classifier") is not None:
+        outputs = "embedding, class_logits"
+    elif config.model.text is not None and config.model.caption_decoder is not None:
+        outputs = "embedding, states, states_mask"
     lines = [
         "import numpy as np, onnxruntime",
         'audio = onnxruntime.InferenceSession("audio.onnx")',
         "waveform = np.zeros((1, 8000), np.float32)  # [B, S] in [-1, 1], zeros behind short clips",
         "lengths = np.array([8000])  # [B] samples of each clip",
-        '(embedding,) = audio.run(None, {"waveform": waveform, "lengths": lengths})',
+        f'{outputs} = audio.run(None, {{"waveform": waveform, "lengths": lengths}})',
     ]
+    needs = "onnxruntime and numpy"
     if config.model.text is not None:
+        most = config.data.max_text_length
+        bos, eos = (config.export.tokens[name] for name in ("bos", "eos"))
+        # An imported model may lack its tokenizer.
+        opened, ids, decode = _PIECES[config.export.tokenizer]
+        if opened:
+            needs += f" ({_tokenizer_package(config)} for strings)"
+        lines += opened
         lines += [
             'text = onnxruntime.InferenceSession("text.onnx")',
-            "tokens, mask = np.array([[1, 5, 2]]), np.ones((1, 3), bool)  # marks: config.json",
+            f"tokens = np.array([[{bos}, *{ids}[:{most - 2}], {eos}]])",
+            "mask = np.ones(tokens.shape, bool)  # False where a shorter row of a batch has ended",
             '(embedding,) = text.run(None, {"tokens": tokens, "mask": mask})',
         ]
+        if config.model.caption_decoder is not None:
+            lines += [
+                'caption = onnxruntime.InferenceSession("caption.onnx")',
+                f"tokens = np.array([[{bos}]])",
+                f"while tokens[0, -1] != {eos} and tokens.shape[1] <= {most}:",
+                "    given = dict(tokens=tokens, mask=np.ones(tokens.shape, bool))",
+                "    given |= dict(states=states, states_mask=states_mask)",
+                "    (logits,) = caption.run(None, given)",
+                "    tokens = np.append(tokens, logits[:, -1:].argmax(-1), 1)",
+                f"print({decode})",
+            ]
     note = (
         f"Waveforms have {config.frontend.sample_rate} Hz and at most {{seconds:g}} s. Rows of the "
         "embeddings have norm 1."
     )
-    return "onnxruntime and numpy", lines, note
+    return needs, lines, note
 
 
 _USAGES = {"torch": _torch_usage, "hf": _hf_usage, "clap": _clap_usage, "onnx": _onnx_usage}

@@ -6,9 +6,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from alm_jax.config import load_config
 from alm_jax.errors import UserError
 from alm_jax.interop import layouts, onnx_layout, torch_export
-from tests import model_fixtures
+from alm_jax.train_state import model_graph
+from tests import model_fixtures, random_params
 from tests.interop import clap_models
 from tests.interop.sounds import RATE, sound
 
@@ -26,7 +28,7 @@ def folder(clap, references, tmp_path_factory):
         )
     assert report.worst <= 1e-5, report
     assert set(report.differences) == {
-        "audio_embedding", "audio_embedding_alone", "text_embedding"
+        "audio_embedding", "audio_embedding_alone", "text_embedding", "caption_logits"
     }  # fmt: skip
     return output
 
@@ -43,7 +45,7 @@ def test_embeddings_equal_jax_at_any_size(folder, jax_clap):
         waveform = np.full((len(clips), max(lengths)), np.nan, np.float32)  # padding is not read
         for row, clip in zip(waveform, clips, strict=True):
             row[: len(clip)] = clip.astype(np.float32) / 32767
-        (found,) = audio.run(None, {"waveform": waveform, "lengths": lengths})
+        (found,) = audio.run(["embedding"], {"waveform": waveform, "lengths": lengths})
         wanted = jax_clap.embed_audio(clips, RATE)
         assert np.linalg.norm(found - wanted, axis=1).max() <= 1e-5
     text = session(folder, "text.onnx")
@@ -57,11 +59,45 @@ def test_folder_says_what_a_user_needs(folder):
     """Without sample rate, marks and tokenizer the graphs are of no use."""
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "README.md", "alm_export.json", "audio.onnx", "config.json", "golden.npz", "text.onnx",
-        "tokenizer.model",
+        "README.md", "alm_export.json", "audio.onnx", "caption.onnx", "config.json", "golden.npz",
+        "text.onnx", "tokenizer.model",
     }  # fmt: skip
+
+
+def test_the_readme_embeds_and_captions(folder, jax_clap, monkeypatch, capsys):
+    """What a user copies from the folder must run, and say what the model says."""
     usage = (folder / "README.md").read_text(encoding="utf-8").split("```")[1]
-    assert "audio.onnx" in usage and "text.onnx" in usage
+    clip, caption = sound(1.3, 5), model_fixtures.CAPTIONS[0]
+    lines = usage.removeprefix("python\n").splitlines()
+    (made,) = (n for n, line in enumerate(lines) if line.startswith("waveform ="))
+    lines[made : made + 2] = ["lengths = np.array([waveform.shape[1]])"]
+    given = {"waveform": (clip / np.float32(32767))[None], "string": caption}
+    monkeypatch.chdir(folder)
+    exec("\n".join(lines), given)
+    wanted = jax_clap.caption([clip], RATE)[0]
+    assert " ".join(capsys.readouterr().out.split()) == wanted and wanted
+    assert np.linalg.norm(given["embedding"] - jax_clap.embed_text([caption])) <= 1e-5
+
+
+def test_audiomae_goes_out(tmp_path, real_clips):
+    """Kaldi's front end, class token and classifier must come out of the graph as of JAX."""
+    sizes = [f"model.audio.{field}" for field in ("width=32", "depth=1", "heads=2", "mlp_dim=64")]
+    sizes += ["patches.frames=80", "data.max_seconds=1.0", "model.classifier.classes=7"]
+    config = load_config("audiomae:finetune", sizes)
+    params = random_params.draw(model_graph(config, 0)[1])
+    folder = tmp_path / "out"
+    report = torch_export.export_params(
+        config, params, None, folder, clips=real_clips, format="onnx"
+    )
+    assert report.worst <= 1e-5, report
+    assert set(report.differences) == {
+        f"{name}{how}" for name in ("audio_embedding", "class_logits") for how in ("", "_alone")
+    }
+    outputs = [output.name for output in session(folder, "audio.onnx").get_outputs()]
+    assert outputs == ["embedding", "class_logits"]
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md", "alm_export.json", "audio.onnx", "config.json", "golden.npz"
+    }  # fmt: skip
 
 
 def test_missing_packages_name_the_remedy(tmp_path, monkeypatch):
