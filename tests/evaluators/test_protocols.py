@@ -289,3 +289,23 @@ def test_without_java_the_scores_are_left_out_with_a_word(monkeypatch) -> None:
     assert "pip install 'alm_jax[captions]'" in reason and "Java on the PATH" in reason
     assert "predictions.csv" in reason
     json.dumps(reason)
+
+
+@pytest.mark.skipif(bool(caption_java.unavailable()), reason="needs Java and pycocoevalcap")
+def test_scores_on_treebank_words_equal_pycocoevalcap() -> None:
+    """Numbers beside published ones would be of other words or another METEOR."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    said = ["A dog barks, twice!", "rain falls on a tin roof", ""]
+    true = [["a dog is barking", "Dogs bark."], ["rain on the roof"], ["nothing to hear"]]
+    rows = caption_java.metrics(said, true, "x")
+    words = PTBTokenizer().tokenize
+    gold = words({n: [{"caption": text} for text in own] for n, own in enumerate(true)})
+    found = words({n: [{"caption": text or "."}] for n, text in enumerate(said)})
+    for name, scorer in (("METEOR", Meteor()), ("CIDEr-D[ptb]", Cider())):
+        assert rows[f"x/{name}"]["value"] == pytest.approx(scorer.compute_score(gold, found)[0])
+    bleu = Bleu(4).compute_score(gold, found, verbose=0)[0]
+    assert [rows[f"x/BLEU-{n}[ptb]"]["value"] for n in (1, 2, 3, 4)] == pytest.approx(bleu)
