@@ -105,9 +105,9 @@ class Checkpoints:
         """State in the given shardings, on however many devices there are, and loader position.
 
         Raises:
-          UserError: the checkpoint cannot be read.
+          UserError: there is no whole checkpoint, or it cannot be read.
         """
-        step = self.latest_step if step is None else step
+        step = self._chosen(step)
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(
                 shape.shape, shape.dtype, sharding=sharding
@@ -131,14 +131,19 @@ class Checkpoints:
         Raises:
           UserError: there is no whole checkpoint, or it cannot be read.
         """
+        step = self._chosen(step)
+        with self._reading(step):
+            return self._restore_params(step)
+
+    def _chosen(self, step: int | None) -> int:
+        """The step, or that of the newest whole checkpoint."""
         step = self.latest_step if step is None else step
         if step is None:
             raise UserError(
                 f"{self.directory} holds no finished checkpoint. Train first: "
                 f"alm train --config=... --workdir={self.directory.parent}"
             )
-        with self._reading(step):
-            return self._restore_params(step)
+        return step
 
     def _restore_params(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         metadata = self._manager.restore(

@@ -128,7 +128,7 @@ class _Board:
             try:
                 self._writer.flush()
             except OSError as error:
-                self._give_up(error.strerror)
+                self._give_up(str(error))
 
     def close(self) -> None:
         """Writes the rest and ends the thread."""
@@ -137,7 +137,7 @@ class _Board:
             try:
                 self._writer.close()
             except OSError as error:
-                self._give_up(error.strerror)
+                self._give_up(str(error))
 
     def _events(self) -> Any:
         return self._writer.file_writer.event_writer
