@@ -71,7 +71,9 @@ def _third_party() -> Iterator[tuple[pathlib.Path, str, set[str], bool]]:
 def test_every_import_is_declared():
     """An undeclared import works here by luck and fails on a fresh machine."""
     core = _declared()
-    optional = set().union(*map(_declared, ("torch", "hf", "onnx", "app", "import", "captions", "beam")))
+    optional = set().union(
+        *map(_declared, ("torch", "hf", "onnx", "app", "import", "captions", "beam"))
+    )
     for path, module, names, at_import in _third_party():
         # A file for use with an exported model runs beside torch, without this package.
         needs_torch = "modelling" in path.as_posix() or path.name == "alm_benchmarks.py"
