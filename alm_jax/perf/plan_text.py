@@ -8,15 +8,15 @@ from alm_jax.perf.chips import GIB
 from alm_jax.perf.planning import Plan
 
 
-def gib(value: float) -> str:
-    """Bytes in GiB."""
-    return f"{value / GIB:.2f} GiB"
+def size(value: float) -> str:
+    """Bytes in GiB, or MiB where those are few."""
+    return f"{value / GIB:.2f} GiB" if value >= GIB / 10 else f"{value / 2**20:.2f} MiB"
 
 
 def describe(plan: Plan, config: ConfigDict) -> str:
     """A plan for a person; `config` is the one it was made of."""
     s = plan.state
-    mesh = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    mesh = " x ".join(f"{axis}={count}" for axis, count in plan.mesh.items())
     lines = [
         f"{plan.config} on {plan.topology}: {plan.chips} devices"
         + (f" in {plan.slices} slices" if plan.slices > 1 else "")
@@ -25,17 +25,17 @@ def describe(plan: Plan, config: ConfigDict) -> str:
         f"parameters    {s.parameters / 1e6:10.2f} M",
         "",
         "memory of one device",
-        f"  parameters  {gib(s.parameter_bytes):>14}",
-        f"  optimiser   {gib(s.optimizer_bytes):>14}",
-        f"  other state {gib(s.other_bytes):>14}",
-        f"  batch       {gib(s.batch_bytes):>14}",
+        f"  parameters  {size(s.parameter_bytes):>14}",
+        f"  optimiser   {size(s.optimizer_bytes):>14}",
+        f"  other state {size(s.other_bytes):>14}",
+        f"  batch       {size(s.batch_bytes):>14}",
     ]
     if plan.compiled is not None:
         lines += [
-            f"  activations {gib(plan.compiled.temporaries):>14}  (temporaries of the step)",
-            f"  program     {gib(plan.compiled.program):>14}",
+            f"  activations {size(plan.compiled.temporaries):>14}  (temporaries of the step)",
+            f"  program     {size(plan.compiled.program):>14}",
         ]
-    lines.append(f"  peak        {gib(plan.needed):>14}" + _of_capacity(plan))
+    lines.append(f"  peak        {size(plan.needed):>14}" + _of_capacity(plan))
     lines += ["", f"FLOPs of the model  {plan.flops:.4g} a step, {_per_clip(plan):.4g} a clip"]
     if plan.executed_flops != plan.flops:
         ratio = plan.executed_flops / plan.flops
@@ -59,9 +59,9 @@ def _of_capacity(plan: Plan) -> str:
     if plan.hbm_capacity is None:
         return "  (simulated devices: nothing limits it)"
     share = plan.needed / plan.hbm_capacity
-    text = f"  = {share:.0%} of {gib(plan.hbm_capacity)}"
+    text = f"  = {share:.0%} of {size(plan.hbm_capacity)}"
     if not plan.fits:
-        text += f": does not fit, {gib(plan.needed - plan.hbm_capacity)} too much"
+        text += f": does not fit, {size(plan.needed - plan.hbm_capacity)} too much"
     return text
 
 
@@ -106,7 +106,7 @@ def _largest(plan: Plan) -> list[str]:
         how = f"on the line through {' and '.join(map(str, best.compiled_at))}, not compiled"
     text = (
         f"largest batch that fits: {best.batch_size} ({best.batch_size / plan.chips:g} a device,"
-        f" {gib(best.needed)}; {how}"
+        f" {size(best.needed)}; {how}"
     )
     if best.too_large is not None:
         text += f"; {best.too_large} does not fit"
@@ -136,7 +136,7 @@ def advice(plan: Plan, config: ConfigDict) -> list[str]:
     if plan.mesh["fsdp"] < plan.chips:
         most = plan.chips // plan.mesh["tensor"]
         lines.append(
-            f"  --config.mesh.fsdp={most}: spread the state ({gib(state)} a device now) over more"
+            f"  --config.mesh.fsdp={most}: spread the state ({size(state)} a device now) over more"
             " devices"
         )
     lines.append("  more devices with the same global batch, or a chip with more memory")
@@ -152,7 +152,7 @@ def table(plans: list[Plan]) -> str:
     ]
     for plan in plans:
         share = "-" if plan.hbm_capacity is None else f"{plan.needed / plan.hbm_capacity:.0%}"
-        row = [plan.topology, f"{plan.chips}", f"{plan.batch_size}", gib(plan.needed), share]
+        row = [plan.topology, f"{plan.chips}", f"{plan.batch_size}", size(plan.needed), share]
         if plan.compiled is None:
             row += ["does not fit"] + ["-"] * 4
         else:
