@@ -38,7 +38,7 @@ class Session:
         self.model = model
         self.data = Path(data).expanduser()
         self.split = split
-        self._clips: dict[str, Clips] = {}
+        self._clips: dict[tuple[str, bool], Clips] = {}
         self._audio: dict[str, np.ndarray] = {}
 
     @functools.cached_property
@@ -63,9 +63,9 @@ class Session:
 
     def training_clips(self, split: str, *, text: bool = True) -> Clips:
         """A split by its own name, to learn from."""
-        if split not in self._clips:
-            self._clips[split] = open_clips(self.model, self.data, split, text=text)
-        return self._clips[split]
+        if (split, text) not in self._clips:
+            self._clips[split, text] = open_clips(self.model, self.data, split, text=text)
+        return self._clips[split, text]
 
     def audio(self, clips: Clips) -> np.ndarray:
         """Embeddings [n, J] float32 of the clips of a split."""
