@@ -1,6 +1,6 @@
 """Guards against steps that are not finite: such a step changes nothing, and it is reported.
 
-Half of a guard is inside the jitted step: where loss, gradients or update are not finite, the new
+Half of a guard is inside the jitted step: where the loss or gradients are not finite, the new
 state is the old one. The other half reads one number of each step after the next one was
 dispatched, so that the device never waits for it; every process reads the same number and decides
 the same.
@@ -38,31 +38,38 @@ _FOLDER = "nonfinite"
 Metrics = Mapping[str, Any]
 
 
-def nonfinite_parts(loss: jax.Array, grads: Mapping[str, Any], updates: Any) -> jax.Array:
-    """Which parts of a step are not finite, as int32 bits in the order of `part_names`; 0 is none.
+def nonfinite_parts(loss: jax.Array, grads: Mapping[str, Any]) -> jax.Array:
+    """Which parts of a step are not finite, bool [1 + groups]: the loss, then groups of gradients.
 
     Args:
       loss: scalar.
       grads: nested dict of gradients; each of its groups (`audio`, `text`, ...) is a part.
-      updates: what would be added to the parameters.
     """
-    # The sums that gradient clipping and the metrics take too; XLA computes them once.
+    # The sums that gradient clipping takes too; XLA computes them once.
     sizes = [loss, *(optax.tree.norm(grads[name]) for name in sorted(grads))]
-    sizes.append(optax.tree.norm(updates))
-    wrong = ~jnp.isfinite(jnp.stack([jnp.asarray(size, jnp.float32) for size in sizes]))
-    return jnp.sum(wrong.astype(jnp.int32) << jnp.arange(len(sizes), dtype=jnp.int32))
-
-
-def part_names(params: Mapping[str, Any]) -> list[str]:
-    """What the bits of `nonfinite_parts` stand for."""
-    return ["the loss", *(f"the gradients of {name}" for name in sorted(params)), "the update"]
+    return ~jnp.isfinite(jnp.stack([jnp.asarray(size, jnp.float32) for size in sizes]))
 
 
 def kept(before: TrainState, after: TrainState, parts: jax.Array) -> TrainState:
-    """The state after a step, with everything but `step` as before if `parts` is not 0."""
-    good = parts == 0
+    """The state after a step, with everything but `step` as before if one of `parts` is set.
+
+    The update is not among the parts: whoever waits for its norm has to hold all of it, which is
+    memory for as many numbers as there are parameters, in every step.
+    """
+    good = ~parts.any()
     chosen = jax.tree.map(lambda old, new: jnp.where(good, new, old), before, after)
     return chosen.replace(step=after.step)
+
+
+def as_number(parts: jax.Array, update_norm: jax.Array) -> jax.Array:
+    """One int32 for the host: a bit for each of `parts`, then one for the update; 0 is all well."""
+    wrong = jnp.append(parts, ~jnp.isfinite(update_norm)).astype(jnp.int32)
+    return jnp.sum(wrong << jnp.arange(len(wrong), dtype=jnp.int32))
+
+
+def part_names(params: Mapping[str, Any]) -> list[str]:
+    """What the bits of `as_number` stand for."""
+    return ["the loss", *(f"the gradients of {name}" for name in sorted(params)), "the update"]
 
 
 class Guard:
@@ -118,8 +125,11 @@ class Guard:
             return
         self._in_a_row += 1
         self.skipped += 1
+        # Gradients that are finite, but steps that are not: the parameters of this run are lost.
+        lost = bits == 1 << (len(self._parts) - 1)
         message = self._describe(step, bits, metrics, example_id)
-        if self._mode == "skip" and self._in_a_row < MOST_IN_A_ROW:
+        message += ". The parameters are lost" if lost else "; the step changed nothing"
+        if self._mode == "skip" and self._in_a_row < MOST_IN_A_ROW and not lost:
             if jax.process_index() == 0:
                 log.warning("%s. Skipped, the %d. so far", message, self.skipped)
             return
@@ -127,7 +137,9 @@ class Guard:
         saved = "no checkpoint was written yet"
         if last is not None:
             saved = f"the newest checkpoint is of step {last}, before it"
-        if self._mode == "stop":
+        if lost:
+            remedy = f"{saved}. Begin anew with a lower optim.lr"
+        elif self._mode == "stop":
             remedy = (
                 f"{saved}: the same command meets the same batch again. If these "
                 "examples are at fault, --config.train.nonfinite=skip leaves such batches out; if "
@@ -164,7 +176,7 @@ class Guard:
         more = f" and {len(ids) - _NAMED_EXAMPLES} more" if len(ids) > _NAMED_EXAMPLES else ""
         where = f" (metrics: {', '.join(wrong)})" if wrong else ""
         return (
-            f"step {step}: {', '.join(parts)} not finite{where}; the step changed nothing. Its "
+            f"step {step}: {', '.join(parts)} not finite{where}. Its "
             f"batch holds the examples {named}{more}, all listed in {path}"
         )
 

@@ -103,10 +103,11 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
-            "nonfinite": guards.nonfinite_parts(loss, grads, updates),
         }
+        wrong = guards.nonfinite_parts(loss, grads)
+        metrics["nonfinite"] = guards.as_number(wrong, metrics["update_norm"])
         after = TrainState(state.step + 1, params, opt_state, ema, stats)
-        return guards.kept(state, after, metrics["nonfinite"]), metrics
+        return guards.kept(state, after, wrong), metrics
 
     return train_step
 

@@ -144,11 +144,20 @@ def test_divergence_ends_the_run_in_either_mode(config, tmp_path, caplog):
     guard.check(20, fine, ids)
     for step in range(21, 40):
         guard.check(step, wrong, ids)
-    assert "step 39: the gradients of mae_decoder not finite; the step" in caplog.text
+    assert "step 39: the gradients of mae_decoder not finite. Its batch" in caplog.text
     assert "and 2 more, all listed" in caplog.text
     assert guard.skipped == 38
     with pytest.raises(UserError, match=r"It is the 20\. in a row, so it is not the data"):
         guard.check(40, wrong, ids)
+
+
+def test_lost_parameters_end_the_run_in_either_mode(config, tmp_path):
+    """A run would be skipped for ever that has no parameters to go on with."""
+    params = {"audio": 0, "mae_decoder": 0}
+    guard = Guard(changed(config, nonfinite="skip"), tmp_path, params, lambda: 3)
+    wrong = {"nonfinite": jnp.int32(0b1000), "loss": jnp.float32(1)}
+    with pytest.raises(UserError, match=r"parameters are lost.*is of step 3.*lower optim\.lr"):
+        guard.check(4, wrong, jnp.arange(4))
 
 
 def test_unknown_mode_is_named(config, tmp_path):
