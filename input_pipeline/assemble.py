@@ -16,7 +16,7 @@ from input_pipeline import cleaning
 from input_pipeline.cleaning import Rejected
 from input_pipeline.examples import Settings, stays_whole
 from input_pipeline.formats.rows import FormatError
-from input_pipeline.parts import FEATURES, VERSION, Clip, Done
+from input_pipeline.parts import FEATURES, VERSION, WRITER, Clip, Done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _link_or_copy(source: Path, target: Path, drop: set[int]) -> None:
             shutil.copyfile(source, target)
         return
     records = array_record_data_source.ArrayRecordDataSource([os.fspath(source)])
-    writer = array_record_module.ArrayRecordWriter(os.fspath(target), "group_size:1")
+    writer = array_record_module.ArrayRecordWriter(os.fspath(target), WRITER)
     for index in range(len(records)):
         if index not in drop:
             writer.write(records[index])

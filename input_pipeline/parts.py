@@ -29,6 +29,9 @@ from input_pipeline.formats import FORMATS
 from input_pipeline.formats.rows import Options, Row
 
 VERSION = "1.0.0"
+# group_size:1 is what random access needs. zstd's level 3, the default that TFDS takes, makes PCM
+# 1.4% smaller for three times the time (1.6 against 0.6 ms for ten seconds).
+WRITER = "group_size:1,zstd:1"
 _DONE, _PRINTS = "done.json", ".prints.npz"
 
 # `text` is a list: every caption of the clip. Training draws one, evaluation uses them all.
@@ -181,9 +184,8 @@ def write_part(part: Part, settings: Settings, work: Path) -> Done:
                 continue
             split = outcome.split
             if split not in writers:
-                # group_size:1 is what random access needs; TFDS writes so too.
                 writers[split] = array_record_module.ArrayRecordWriter(
-                    os.fspath(folder / split), "group_size:1"
+                    os.fspath(folder / split), WRITER
                 )
             writers[split].write(encode(outcome))
             clips.setdefault(split, []).append(_note(outcome))

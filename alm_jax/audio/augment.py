@@ -25,6 +25,8 @@ class AugmentConfig:
     """Strength of every augmentation; the defaults are all off.
 
     Attributes:
+        speed: playback rate drawn log-uniformly in [1 / (1 + x), 1 + x], pitch and tempo alike, as
+            by resampling (Ko et al. 2015).
         time_roll: rotate the valid samples by up to time_roll * length / 2 either way, 0..1.
         gain_db: gain drawn uniformly in [-gain_db, gain_db] dB.
         gain_beta: factor 0.5 + x with x from Beta(gain_beta, gain_beta), 0 is off (AudioMAE: 10).
@@ -49,6 +51,7 @@ class AugmentConfig:
             of the first is drawn from Beta(mixup_beta, mixup_beta); see `alm_jax.audio.mixup`.
     """
 
+    speed: float = 0.0
     time_roll: float = 0.0
     gain_db: float = 0.0
     gain_beta: float = 0.0
@@ -98,6 +101,26 @@ class AugmentConfig:
             raise ValueError(
                 f"AugmentConfig.band_gain_points={self.band_gain_points} must be at least 2"
             )
+
+
+def change_speed(
+    keys: Array, audio: Array, length: Array, cfg: AugmentConfig
+) -> tuple[Array, Array]:
+    """Plays waveforms faster or slower; what no longer fits is cut off.
+
+    Args:
+        keys: typed PRNG keys [B], one an example.
+        audio: float32 [B, S] waveform, zero past `length`.
+        length: int [B] valid samples, 1..S.
+        cfg: strengths; only `speed` is read.
+
+    Returns:
+        float32 [B, S] and the new int [B] number of valid samples.
+    """
+    if not cfg.speed:
+        return audio, length
+    limit = math.log1p(cfg.speed)
+    return ops.resample(audio, length, jnp.exp(_between(_draws(keys, 1)[:, 0], -limit, limit)))
 
 
 def augment_waveform(keys: Array, audio: Array, length: Array, cfg: AugmentConfig) -> Array:

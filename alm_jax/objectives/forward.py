@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from alm_jax.audio.augment import AugmentConfig, augment_spectrogram, augment_waveform
+from alm_jax.audio.augment import (
+    AugmentConfig,
+    augment_spectrogram,
+    augment_waveform,
+    change_speed,
+)
 from alm_jax.audio.frontend import LogMelConfig, log_mel, num_frames, pcm_to_float
 from alm_jax.audio.masking import MaskingConfig, View, example_keys, mask_view
 from alm_jax.audio.mixup import mix_labels, mix_shares, mix_waveforms
@@ -96,6 +101,7 @@ class Forward:
         if self.key_for("waveform") is None:
             return spectrogram(audio, length, self.frontend)
         augment = AugmentConfig(**self.config.augment)
+        audio, length = change_speed(self.example_keys("speed"), audio, length, augment)
         audio = augment_waveform(self.example_keys("waveform"), audio, length, augment)
         if self.mix_share is not None:
             other, other_length = pcm_to_float(self.batch["mix_audio"]), self.batch["mix_length"]

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from alm_jax.audio import augment_ops as ops
-from alm_jax.audio.augment import AugmentConfig, augment_spectrogram, augment_waveform
+from alm_jax.audio.augment import (
+    AugmentConfig,
+    augment_spectrogram,
+    augment_waveform,
+    change_speed,
+)
 
 B, S, T, F = 6, 4000, 50, 32
 RNG = np.random.default_rng(0)
@@ -62,6 +67,29 @@ def test_defaults_change_nothing():
     mel, frames = augment_spectrogram(keys(), MEL, FRAMES, off)
     assert mel is MEL
     assert frames is FRAMES
+
+
+def test_speed_changes_pitch_and_length_alike():
+    """If this fails, speed perturbation plays noise, or claims silence to be sound."""
+    rate = jnp.array([1.1, 0.9, 1.0])
+    time = np.arange(8000)
+    sine = np.sin(2 * np.pi * 0.05 * time).astype(np.float32)
+    audio = jnp.array(np.stack([sine * (time < n) for n in (8000, 4000, 5000)]))
+    out, length = jax.jit(ops.resample)(audio, jnp.array([8000, 4000, 5000]), rate)
+    np.testing.assert_array_equal(length, [7272, 4444, 5000])
+    for row, n in enumerate(length.tolist()):
+        expected = np.sin(2 * np.pi * 0.05 * float(rate[row]) * np.arange(n))
+        # Cubic interpolation of 20 samples a period; beyond the last two samples it is held.
+        np.testing.assert_allclose(out[row, : n - 2], expected[:-2], atol=3e-3)
+        assert not np.any(out[row, n:])
+    np.testing.assert_array_equal(out[2], audio[2])
+    cfg = AugmentConfig(speed=0.1)
+    made, lengths = change_speed(keys(), AUDIO, LENGTH, cfg)
+    assert np.all(lengths >= np.floor((LENGTH - 1) / 1.1)) and np.all(lengths <= AUDIO.shape[1])
+    assert len(set((np.asarray(lengths) / np.asarray(LENGTH)).round(4).tolist())) > 1
+    assert made.shape == AUDIO.shape
+    same, kept = change_speed(keys(), AUDIO, LENGTH, AugmentConfig())
+    assert same is AUDIO and kept is LENGTH
 
 
 def test_same_keys_same_result_other_keys_another():
