@@ -68,6 +68,11 @@ class Checkpoints:
         """Step of the newest whole checkpoint; a half-written one does not count."""
         return self._manager.latest_step()
 
+    def latest_written(self) -> int | None:
+        """As `latest_step`, after waiting for a save that is under way."""
+        self.wait()
+        return self.latest_step
+
     def due(self, step: int) -> bool:
         """Whether the step is to be saved: the first, every `every_steps`, and on preemption."""
         return self._manager.latest_step() != step and self._manager.should_save(step)

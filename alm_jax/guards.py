@@ -92,7 +92,8 @@ class Guard:
           config: the experiment; `train.nonfinite` is "stop" or "skip".
           workdir: receives nonfinite/step_N.json, which has all examples of such a step.
           params: the parameters or their shapes, for the names of their groups.
-          last_saved: gives the step of the newest checkpoint, for the message.
+          last_saved: gives the step of the newest checkpoint, for the message; called by all
+            processes before the run ends, it waits for a save under way, which would be lost.
 
         Raises:
           UserError: an unknown mode.

@@ -178,7 +178,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     )
     writer = MetricWriter(workdir, first_step=first, enabled=first_process)
     evaluator = make_evaluator(config, setup, tokenizer, labels.classes if labels else ())
-    guard = Guard(config, workdir, setup.shapes.params, lambda: saves.latest_step)
+    guard = Guard(config, workdir, setup.shapes.params, saves.latest_written)
     health = Health(config, first)
     step_fn = jit_train_step(config, setup, rows)
     batches = device_batches(loader, rows)
