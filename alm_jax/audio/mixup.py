@@ -35,7 +35,7 @@ def mix_shares(keys: Array, other_length: Array, beta: float) -> Array:
 def mix_waveforms(
     audio: Array, length: Array, other: Array, other_length: Array, share: Array
 ) -> Array:
-    """share * audio + (1 - share) * other, each without its mean.
+    """Adds share * audio and (1 - share) * other, each without its mean.
 
     Without: where the shorter one ends, a constant offset would sound as a click.
 
@@ -55,7 +55,7 @@ def mix_waveforms(
 
 
 def mix_labels(labels: Array, other: Array, share: Array) -> Array:
-    """float32 [B, Y] of two bool [B, Y]: a class of both clips keeps the whole of its weight."""
+    """Targets float32 [B, Y] of two bool [B, Y]; a class of both clips keeps its whole weight."""
     return share[:, None] * labels + (1.0 - share)[:, None] * other
 
 
