@@ -91,12 +91,14 @@ def check_pcm(pcm: np.ndarray, sample_rate: int, limits: Limits) -> tuple[str, s
         return "too_short", f"{seconds:.3f} s, --min-seconds={limits.min_seconds:g}"
     if seconds > limits.max_seconds:
         return "too_long", f"over --max-seconds={limits.max_seconds:g}; cut it by start and end"
-    level = np.abs(pcm.astype(np.int32))
-    peak = int(level.max()) / 32767
+    highest, lowest = int(pcm.max()), int(pcm.min())
+    peak = max(highest, -lowest) / 32767
     if peak < 10 ** (limits.silence_db / 20):
         decibels = f"{20 * np.log10(peak):.0f} dB" if peak else "zero"
         return "silent", f"its peak is {decibels}, --silence-db={limits.silence_db:g}"
-    clipped = float(np.mean(level >= _FULL_SCALE))
+    clipped = 0.0
+    if highest >= _FULL_SCALE or lowest <= -_FULL_SCALE:
+        clipped = float(np.mean((pcm >= _FULL_SCALE) | (pcm <= -_FULL_SCALE)))
     if clipped > limits.max_clipped:
         return "clipped", f"{clipped:.0%} at full scale, --max-clipped={limits.max_clipped:g}"
     return None
@@ -104,7 +106,8 @@ def check_pcm(pcm: np.ndarray, sample_rate: int, limits: Limits) -> tuple[str, s
 
 def pcm_digest(pcm: np.ndarray) -> str:
     """A hash of int16 PCM [S], equal for equal recordings: 32 hexadecimal digits."""
-    return hashlib.blake2b(pcm.tobytes(), digest_size=16).hexdigest()
+    # Of the hashes in the standard library the fastest on processors with its instructions.
+    return hashlib.sha256(np.ascontiguousarray(pcm).data).hexdigest()[:32]
 
 
 def find_duplicates(
