@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from alm_jax.errors import UserError
 from alm_jax.evaluators.retrieval import distinct_captions
 from input_pipeline.opensounds import index
 from input_pipeline.sources import open_source
@@ -85,6 +86,21 @@ class Clips:
         """All captions of every clip."""
         texts = (example["text"] for example in self.examples)
         return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+
+    def require_captions(self) -> None:
+        """Refuses clips without a caption, which a model with a text side cannot be scored on.
+
+        Raises:
+          UserError: there are some.
+        """
+        bare = [row for row, own in enumerate(self.references) if not own]
+        if bare:
+            raise UserError(
+                f"{len(bare)} of the {len(self)} clips of {self.directory}, split {self.split!r}, "
+                f"have no caption (the first is {self.examples[bare[0]].get('id', bare[0])!r}): "
+                "retrieval and captioning need one each; prepare the data without "
+                "--allow-no-caption, or evaluate on another split"
+            )
 
     def audio(self, rows: Iterable[int]) -> list[np.ndarray]:
         """PCM int16 [S] of some clips."""

@@ -49,6 +49,8 @@ def make_evaluator(
     everywhere = replicated(mesh)
     losses = jax.jit(make_eval_step(config, setup), out_shardings=everywhere)
     clips = Clips.read(config.data.dir, split)
+    if config.model.text is not None:
+        clips.require_captions()
     labels = _labels(config, classes)
     kept = len(clips) if labels is None else len(labels.kept)
     batch_size = min(config.eval.batch_size, kept)

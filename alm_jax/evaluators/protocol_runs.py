@@ -54,6 +54,7 @@ def _run(protocol: Protocol, session: Session, folder: Path | None) -> Results:
 @_run.register
 def _held_out(protocol: protocols.HeldOut, session: Session, folder: Path | None) -> Results:
     clips = _clips(protocol, session)
+    clips.require_captions()
     evaluation = evaluate_clips(session.model, clips, session.audio(clips))
     if folder is not None:
         save_evaluation(evaluation, folder)
@@ -72,12 +73,7 @@ def _ridge(protocol: protocols.Ridge, session: Session, folder: Path | None) -> 
 @_run.register
 def _retrieval(protocol: protocols.Retrieval, session: Session, folder: Path | None) -> Results:
     clips = _clips(protocol, session)
-    each = clips.references
-    if bare := sum(not own for own in each):
-        raise UserError(
-            f"{protocol.name} needs captions, but {bare} of the {len(clips)} clips of "
-            f"{clips.directory}, split {clips.split!r}, have none"
-        )
+    clips.require_captions()
     audio, text = session.audio(clips), session.model.embed_text(clips.captions)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +86,7 @@ def _retrieval(protocol: protocols.Retrieval, session: Session, folder: Path | N
             caption=np.asarray(clips.captions),
         )
     rows = caption_set_metrics(audio, text, clips.caption_of_clip, prefix=f"eval/{protocol.name}")
-    counts = sorted({len(own) for own in each})
+    counts = sorted({len(own) for own in clips.references})
     odd = protocol.captions and counts != [protocol.captions]
     note = f"{counts[0]} to {counts[-1]} captions a clip, not {protocol.captions}" if odd else ""
     prompt = "the caption as written"
@@ -162,6 +158,7 @@ def _own_classes(protocol: protocols.OwnClasses, session: Session, folder: Path 
 @_run.register
 def _captions(protocol: protocols.Captions, session: Session, folder: Path | None) -> Results:
     clips = _clips(protocol, session)
+    clips.require_captions()
     generated = generate_captions(session.model, clips, protocol.decode)
     if generated is None:
         raise UserError(

@@ -55,17 +55,17 @@ def distinct_captions(
 
     Returns:
       The distinct captions in order of first appearance, and for every clip its index into them:
-      int64 [clips], or [clips, most captions a clip] filled up with -1 for lists.
+      int64 [clips], or [clips, most captions a clip] filled up with -1 for lists (all -1 for a clip
+      without any).
     """
     index: dict[str, int] = {}
     if all(isinstance(caption, str) for caption in captions):
         of_clip = [index.setdefault(str(caption), len(index)) for caption in captions]
         return list(index), np.asarray(of_clip, np.int64)
     lists = [[caption] if isinstance(caption, str) else list(caption) for caption in captions]
-    table = np.full((len(lists), max(len(several) for several in lists)), -1, np.int64)
+    most = max((len(several) for several in lists), default=0)
+    table = np.full((len(lists), max(most, 1)), -1, np.int64)
     for clip, several in enumerate(lists):
-        if not several:
-            raise UserError(f"clip {clip} has no caption: give it one or leave the clip out")
         for place, caption in enumerate(several):
             table[clip, place] = index.setdefault(caption, len(index))
     return list(index), table

@@ -204,6 +204,7 @@ def evaluate_split(model: JaxModel, directory: str | os.PathLike[str], split: st
       UserError: no such data, or a model without a text tower.
     """
     clips = open_clips(model, directory, split)
+    clips.require_captions()
     return evaluate_clips(model, clips, embed_clips(model, clips))
 
 

@@ -26,6 +26,7 @@ from alm_jax.evaluators.protocols import (
 )
 from alm_jax.evaluators.results import read_results
 from alm_jax.evaluators.session import Session
+from input_pipeline.cleaning import Limits
 from input_pipeline.sources import open_source
 from tests.evaluators import published
 from tests.input_pipeline.own_data import prepare, write_sound, write_text
@@ -263,6 +264,21 @@ def test_bad_input_is_explained(
     assert "prepared from format 'table', not 'vggsound'" in rows["accuracy"]["note"]
     with pytest.raises(UserError, match=r"needs one label a clip, but clip 0 has 2"):
         measure("any-labels", sets["fsd50k"], "labels")
+    write_sound(tmp_path / "own" / "2.wav", sounds[2])
+    write_text(
+        tmp_path / "own" / "captions.csv",
+        "file,caption,labels\n0.wav,a dog,dog\n1.wav,rain,rain\n2.wav,,\n",
+    )
+    limits = Limits(needs_caption=False)
+    bare = prepare(tmp_path / "own", tmp_path / "bare", split="test", limits=limits)
+    # What has no caption is no hindrance to labels.
+    rows = measure("any-labels", bare, "labels")
+    assert rows["accuracy"]["n_clips"] == 2
+    assert "1 clips without label left out" in rows["accuracy"]["note"]
+    for name in ("any-retrieval", "any-captions", "heldout"):
+        with pytest.raises(UserError, match=r"1 of the 3 clips .* have no caption \(the first is"):
+            measure(name, bare, "labels")
+    (tmp_path / "own" / "2.wav").unlink()
     (tmp_path / "own" / "1.wav").unlink()
     write_text(tmp_path / "own" / "captions.csv", "file,caption\n0.wav,a dog\n")
     alone = prepare(tmp_path / "own", tmp_path / "alone", split="test")

@@ -223,8 +223,9 @@ def test_distinct_captions():
     captions, table = distinct_captions([["rain", "wet"], ["a dog"], ["wet", "wind"]])
     assert captions == ["rain", "wet", "a dog", "wind"]
     assert table.tolist() == [[0, 1], [2, -1], [1, 3]]
-    with pytest.raises(UserError, match="clip 1 has no caption"):
-        distinct_captions([["rain"], []])
+    _, table = distinct_captions([["rain"], []])
+    with pytest.raises(UserError, match="1 clips have no caption, first clip 1"):
+        retrieval_metrics(np.ones((2, 3)), np.ones((1, 3)), table)
 
 
 def test_subset_is_scored_against_its_own_captions():

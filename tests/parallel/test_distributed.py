@@ -70,6 +70,7 @@ def config(tiny_dataset: Path, tmp_path_factory) -> str:
         f"train.steps={STEPS}",
         "train.save_every_steps=3",
         "train.keep=9",
+        f"train.keep_best={SPLIT}/contrastive_loss",
         "train.log_every_steps=1",
     )
     return saved(found, tmp_path_factory.mktemp("config"))
@@ -120,6 +121,7 @@ def same_numbers(a: Path, b: Path) -> None:
 
 
 def last_parameters(workdir: Path) -> dict[str, np.ndarray]:
+    """Of the newest checkpoint; of a run's `best`, the best."""
     saves = Checkpoints(workdir, read_only=True)
     try:
         return flat_names(saves.restore_params()[0])
@@ -149,6 +151,17 @@ def test_only_the_first_process_writes(one, two):
     assert written == {path.name for path in one.iterdir()}
     assert (two / "config.json").read_text() == (one / "config.json").read_text()
     assert (two / "tokenizer.model").read_bytes() == (one / "tokenizer.model").read_bytes()
+
+
+def test_the_best_of_two_processes_is_that_of_one(one, two):
+    """The processes would disagree on what is best, and hang or save halves of it."""
+    records = [json.loads((run / "best" / "best.json").read_text()) for run in (one, two)]
+    assert records[0]["step"] == records[1]["step"] == STEPS
+    np.testing.assert_allclose(records[1]["value"], records[0]["value"], **TOLERANCE)
+    best, last = last_parameters(two / "best"), last_parameters(two)
+    assert best.keys() == last.keys()
+    for name, value in last.items():
+        np.testing.assert_array_equal(best[name], value, err_msg=name)
 
 
 def test_four_processes_go_on_where_two_stopped(one, two, jobs, config, tmp_path):
