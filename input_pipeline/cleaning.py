@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,7 @@ class Limits:
       silence_db: clips whose peak stays below this are silent; dB of full scale.
       max_clipped: largest share of samples at full scale. Of the 261 recorded clips of OpenSounds'
         tiny tier one exceeds 4% (an explosion, 14%), five exceed 1%.
+      script: captions must be in this writing system, such as latin; "" takes any.
       needs_caption: a clip without caption (and without label to make one of) is rejected.
       keep_duplicates: clips with the PCM of another one stay.
       keep_near_duplicates: clips that sound like another one, re-encoded or cut, stay.
@@ -36,6 +39,7 @@ class Limits:
     max_seconds: float = 600.0
     silence_db: float = round(20 * float(np.log10(SILENCE)), 1)
     max_clipped: float = 0.1
+    script: str = ""
     needs_caption: bool = True
     keep_duplicates: bool = False
     keep_near_duplicates: bool = True
@@ -73,6 +77,17 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
     """Captions with single spaces, empty ones and mere punctuation dropped."""
     tidy = (" ".join(caption.split()) for caption in captions)
     return tuple(caption for caption in tidy if any(map(str.isalnum, caption)))
+
+
+def script_of(text: str) -> str:
+    """The writing system of most letters, as Unicode calls it (latin, cjk), "none" without any."""
+    letters = Counter(_script(letter) for letter in text if letter.isalpha())
+    return letters.most_common(1)[0][0] if letters else "none"
+
+
+@functools.cache
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "unknown").split()[0].lower()
 
 
 def check_pcm(pcm: np.ndarray, sample_rate: int, limits: Limits) -> tuple[str, str] | None:

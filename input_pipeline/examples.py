@@ -103,6 +103,16 @@ def _example(row: Row, split: str, settings: Settings) -> Example | tuple[str, s
         return "missing", row.problem or "no audio"
     captions, kind = cleaning.clean_captions(row.captions), row.caption_kind
     generated = cleaning.clean_captions(row.generated)
+    if settings.limits.script and not stays_whole(split, settings):
+        wanted = (settings.limits.script, "none")
+        found = captions + generated
+        captions, generated = (
+            tuple(text for text in texts if cleaning.script_of(text) in wanted)
+            for texts in (captions, generated)
+        )
+        if found and not captions + generated:
+            what = f"{cleaning.script_of(found[0])} letters, --script={settings.limits.script}"
+            return "other_script", what
     if not captions and generated:
         captions, generated, kind = generated, (), "generated"
     if not captions and row.labels and settings.label_captions:

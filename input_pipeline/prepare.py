@@ -119,6 +119,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--keep-duplicates", action="store_true", help="clips with the PCM of another one stay"
     )
     limits.add_argument(
+        "--script",
+        default=defaults.script,
+        metavar="NAME",
+        help="reject captions in another writing system than this one, such as latin",
+    )
+    limits.add_argument(
         "--drop-near-duplicates",
         action="store_false",
         dest="keep_near_duplicates",

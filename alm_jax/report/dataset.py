@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
+from input_pipeline.cleaning import script_of
 from input_pipeline.sources import Source
 
 # A field with more different values (ids) is not counted further.
@@ -136,11 +135,5 @@ def scripts(captions: Counter[str]) -> Counter[str]:
     """Writing systems: that of most letters of each caption, `none` without letters."""
     found: Counter[str] = Counter()
     for caption, count in captions.items():
-        letters = Counter(_script(letter) for letter in caption if letter.isalpha())
-        found[letters.most_common(1)[0][0] if letters else "none"] += count
+        found[script_of(caption)] += count
     return found
-
-
-@functools.cache
-def _script(letter: str) -> str:
-    return unicodedata.name(letter, "unknown").split()[0].lower()

@@ -21,7 +21,7 @@ from input_pipeline.loader_config import LoaderConfig
 from input_pipeline.sources import open_source
 from input_pipeline.text import Tokenizer
 from tests.input_pipeline.own_data import prepare as build
-from tests.input_pipeline.own_data import read, write_sound, write_text
+from tests.input_pipeline.own_data import read, rejected, write_sound, write_text
 
 ROWS = 8
 
@@ -171,6 +171,19 @@ def test_concatenation_joins_labels(
     labels = read_labels([open_source(made, "train")], "labels", ("a", "b"), "error")
     sums = [row["labels"].sum() for row in _rows(_take(6, data, tokenizer, labels=labels))]
     assert set(sums) == {1, 2}
+
+
+def test_captions_in_another_script(sounds: list[np.ndarray], tmp_path: Path) -> None:
+    """A model of English must not be fed what its tokenizer spells in bytes."""
+    lines = ["file,caption", "0.wav,a dog", "0.wav,собака", "1.wav,犬が吠える", "2.wav,123"]
+    for number in range(3):
+        write_sound(tmp_path / f"in/{number}.wav", sounds[number])
+    write_text(tmp_path / "in/t.csv", "\n".join(lines))
+    limits = Limits(max_rejected=1, script="latin")
+    folder = build(tmp_path / "in", tmp_path / "out", limits=limits, split="train")
+    assert rejected(folder) == {"1.wav": "other_script"}
+    texts = {name: example["text"] for name, example in read(folder).items()}
+    assert texts == {"0.wav": ("a dog",), "2.wav": ("123",)}
 
 
 def test_joined_captions_and_sounds() -> None:
