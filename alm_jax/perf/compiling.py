@@ -22,12 +22,19 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class OverFull(Exception):
-    """The program needs more memory than a device has."""
+    """The program needs more memory than a device has.
 
-    def __init__(self, needed: int, available: int):
+    Attributes:
+      needed: bytes.
+      available: bytes.
+      temporaries: whether `needed` is of temporaries alone, without state and batch.
+    """
+
+    def __init__(self, needed: int, available: int, temporaries: bool = False):
         super().__init__(f"needs {needed} bytes of {available}")
         self.needed = needed
         self.available = available
+        self.temporaries = temporaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +159,13 @@ def out_of_memory(message: str) -> OverFull | None:
     size = r"([\d.]+)([KMGT]?)i?B?"
     for pattern in (
         rf"Used {size} of {size} hbm",
-        rf"\({size}\) exceeds available HBM \({size}\)",
+        rf"for HLO temporaries \({size}\) exceeds available HBM \({size}\)",
     ):
         if found := re.search(pattern, message):
             needed, unit, available, unit_available = found.groups()
             return OverFull(
                 int(float(needed) * _UNITS[unit]),
                 int(float(available) * _UNITS[unit_available]),
+                temporaries="temporaries" in found[0],
             )
     return None

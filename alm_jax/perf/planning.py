@@ -48,6 +48,11 @@ class State:
     other_bytes: int
     batch_bytes: int
 
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        return self.parameter_bytes + self.optimizer_bytes + self.other_bytes + self.batch_bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -167,7 +172,10 @@ def make_plan(
             compiled = compile_step(with_batch(config, batch), mesh)
         except OverFull as over:
             log(f"{topology.name}: batch {batch} does not fit")
-            return over
+            if not over.temporaries:
+                return over
+            state = count_state(with_batch(config, batch), mesh)
+            return OverFull(over.needed + state.bytes, over.available)
         log(f"{topology.name}: compiled in {compiled.compile_seconds:.0f} s")
         return compiled
 

@@ -61,6 +61,8 @@ def test_memory_that_does_not_fit(message):
     """The user would see the compiler's pages of allocations instead of one number."""
     found = out_of_memory(message)
     assert (found.needed / GIB, found.available / GIB) == pytest.approx(MESSAGES[message])
+    # Of temporaries alone: the plan adds what state and batch take.
+    assert found.temporaries == ("temporaries" in message)
     assert out_of_memory("INTERNAL: something else") is None
 
 
