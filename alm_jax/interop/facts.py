@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _CHOICES = {
     "dtype",
     "dropout",
+    "attention",
     "attention_dropout",
     "drop_path",
     "init",
