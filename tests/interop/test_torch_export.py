@@ -219,7 +219,7 @@ def test_missing_torch_names_the_remedy(tmp_path, monkeypatch):
 
 
 def test_every_other_choice_of_the_config(tmp_path):
-    """Post-LN, other poolers, widths, activations and front end, both decoders in one model."""
+    """Post-LN, other poolers, widths, activations, front end; both decoders; the sigmoid loss."""
     changes = [
         "model.text.norm=post", "model.text.width=48", "model.text.activation=gelu_tanh",
         "model.caption_decoder.width=48", "model.caption_decoder.norm=post",
@@ -231,6 +231,7 @@ def test_every_other_choice_of_the_config(tmp_path):
     stage1 = exported.read_config(model_fixtures.mae_workdir() / "config.json")
     tree["model"]["mae_decoder"] = stage1.model.mae_decoder.to_dict()
     tree["frontend"] = {"framing": "centre_reflect", "power": 2, "subtract_waveform_mean": True}
+    tree["model"]["logit_bias_init"] = -10.0
     config = type(base)(tree)
     tokenizer = model_fixtures.tiny_tokenizer()
     _, abstract = model_graph(config, tokenizer.vocab_size)
@@ -241,3 +242,7 @@ def test_every_other_choice_of_the_config(tmp_path):
     config_back, back, _ = exported.read_export(tmp_path / "out")
     assert config_back.model.text.norm == "post"
     np.testing.assert_array_equal(back["text"]["words"], params["text"]["words"])
+    model = load_module(tmp_path / "out").AudioTextModel.from_pretrained(tmp_path / "out")
+    logits = model.similarity(*2 * [torch.eye(2)]).numpy()
+    wanted = np.exp(params["logit_scale"]) * np.eye(2) + params["logit_bias"]
+    np.testing.assert_allclose(logits, wanted, rtol=1e-6)
