@@ -75,9 +75,10 @@ def _loss(rows: Rows, model: AudioTextModel, config: ConfigDict) -> tuple[jax.Ar
                 "loss='info_nce'; set it to 0 for loss='sigmoid'"
             )
         metrics["logit_bias"] = bias
-        chance = jax.nn.softplus(-bias) + (batch - 1) * jax.nn.softplus(bias)
+        # Of one logit for all pairs, the best there is: their share of positives is 1 / batch.
+        chance = math.log(batch) + (batch - 1) * math.log(batch / max(batch - 1, 1))
     else:
-        chance = jnp.asarray(2.0 * REDUCTIONS[config.reduction] * math.log(batch))
+        chance = 2.0 * REDUCTIONS[config.reduction] * math.log(batch)
 
     def of_view(audio: jax.Array) -> tuple[jax.Array, jax.Array]:
         if kind == "sigmoid":
@@ -90,7 +91,7 @@ def _loss(rows: Rows, model: AudioTextModel, config: ConfigDict) -> tuple[jax.Ar
     loss = jnp.stack(losses).mean()
     return loss, metrics | {
         "contrastive_loss": loss,
-        "contrastive_chance": jax.lax.stop_gradient(chance),
+        "contrastive_chance": jnp.asarray(chance),
         "contrastive_accuracy": jnp.stack(accuracies).mean(),
     }
 
@@ -105,7 +106,7 @@ does not depend on the number of views. Reads both embeddings, the tokens, and t
 Config: `loss` ("info_nce" or "sigmoid"); `reduction` of the two directions of InfoNCE ("sum" as in
 Cacophony, "mean" as in CLIP; the sigmoid loss has one direction); `max_logit_scale` (clamp of
 exp(logit_scale), 0 for none); `ignore_same_caption`; `label_smoothing` (InfoNCE).
-Metrics: `contrastive_loss`, `contrastive_chance` (what random embeddings give),
+Metrics: `contrastive_loss`, `contrastive_chance` (what a model that tells nothing apart gives),
 `contrastive_accuracy`, `logit_scale`, `same_caption_share`, of the sigmoid loss `logit_bias`; the
 mean cosine and effective rank of each side's embeddings (`audio_cosine`, `audio_rank`, `text_...`).
 

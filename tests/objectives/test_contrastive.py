@@ -123,7 +123,7 @@ def test_sigmoid_loss():
         want = pairs_reference.sigmoid(AUDIO, TEXT, 5.0, -2.0, group)
         assert loss == pytest.approx(want, rel=2e-6)
     assert metrics["logit_bias"] == -2
-    nothing = pairs_reference.sigmoid(AUDIO, TEXT, 0.0, -2.0, None)
+    nothing = pairs_reference.sigmoid(AUDIO, TEXT, 0.0, -np.log(B - 1), None)
     assert metrics["contrastive_chance"] == pytest.approx(nothing, rel=1e-6)
     with pytest.raises(UserError, match=r"config\.model\.logit_bias_init"):
         contrastive(forward(AUDIO, TEXT, TOKENS), config)
