@@ -52,7 +52,7 @@ def close(got, want, tolerance=2e-5):
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS.keys())
 def test_gradient_is_that_of_the_whole_batch(system):
     """A recipe that needs parts to fit would be another recipe, with a quarter of the negatives."""
-    config = system("model.text.dropout=0.0")
+    config = system("model.text.dropout=0.0", "model.text.attention_dropout=0.0")
     rows_of, loss_of, params = parts_of(config)
 
     def run(parts):

@@ -47,8 +47,9 @@ class AugmentConfig:
         frequency_masks: number of frequency masks.
         frequency_mask_bins: width of a frequency mask is drawn in 0..frequency_mask_bins.
         mask_value: what masked cells hold.
-        mixup_beta: of clips that the loader gives a second one (`data.mixup_probability`), the share
-            of the first is drawn from Beta(mixup_beta, mixup_beta); see `alm_jax.audio.mixup`.
+        mixup_beta: of clips that the loader gives a second one (`data.mixup_probability`), the
+            share of the first is drawn from Beta(mixup_beta, mixup_beta); see
+            `alm_jax.audio.mixup`.
     """
 
     speed: float = 0.0

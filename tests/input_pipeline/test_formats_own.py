@@ -398,4 +398,4 @@ def test_options_reach_every_format() -> None:
 
     flags = vars(_parser().parse_args([]))
     for field in dataclasses.fields(Options):
-        assert field.name in flags or field.name == "caption_columns"
+        assert field.name in flags or field.name in ("caption_columns", "generated_columns")

@@ -178,7 +178,9 @@ def test_dropout_of_attention_weights():
     # third is the variance.
     squares = np.einsum("bhlk,bkhe->blhe", weights**2, v.astype(float) ** 2)
     error = (found.mean(axis=0) - plain) / np.sqrt(squares / 3 / draws)
-    assert np.abs(error).max() < 4.5 and 0.8 < np.sqrt((error**2).mean()) < 1.2
+    # Errors of one head and query come from the same draws, so there are 12 independent ones, whose
+    # root mean square spreads by 0.2 around 1: three times that.
+    assert np.abs(error).max() < 4.5 and 0.4 < np.sqrt((error**2).mean()) < 1.6
     np.testing.assert_allclose(found.var(axis=0) / (squares / 3), 1.0, atol=0.45)
     # Two examples with the same content are dropped apart, and so are two heads.
     same = [np.repeat(x[:1, :, :1], 2, axis=0).repeat(2, axis=2) for x in (q, k, v)]
