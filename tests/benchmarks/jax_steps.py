@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.parallel.mesh import batch_sharding, make_mesh
 from alm_jax.perf.chips import CHIPS
-from alm_jax.perf.compiling import batch_shapes, count_flops
+from alm_jax.perf.compiling import batch_shapes, model_flops
 from alm_jax.train_state import init_state, make_setup
 from alm_jax.train_step import jit_train_step
 
@@ -68,7 +68,7 @@ class Step:
         chip = next((c for name, c in CHIPS.items() if name in kind.lower().replace(" ", "")), None)
         if chip is None:
             return ""
-        needed, _ = count_flops(self.config, self.mesh)
+        needed = model_flops(self.config, self.mesh)
         share = needed / (seconds * self.mesh.size * chip.flops)
         return (
             f"MFU {share:.2f} = {needed:.3g} FLOPs of the model, forward and backward, counted "

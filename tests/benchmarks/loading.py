@@ -49,7 +49,7 @@ def rows(repeats: int, data: str) -> Iterator[Row]:
     config = load_config("quickstart", [f"data.dir={data}", f"data.max_seconds={SECONDS}"])
     config.data.batch_size = 64
     source = open_source(data, "train")
-    captions = source.captions()
+    captions = list(source.captions())
     tokenizer = Tokenizer.train(captions, 1000)
     cores = len(os.sched_getaffinity(0))
     config.data.read_threads = cores
