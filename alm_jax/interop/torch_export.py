@@ -140,6 +140,7 @@ def _export(
             gc.collect()  # the reference is part of a cycle
             if layout.complete is not None:
                 layout.complete(partial, model)
+                gc.collect()  # the PyTorch model, which the traced graphs refer to
             report, golden = check(layout.open(partial, model), wanted)
         np.savez_compressed(partial / GOLDEN_NAME, allow_pickle=False, **golden)
         card = model_card.model_card(config, report, layout.name, results=results, data=data)
