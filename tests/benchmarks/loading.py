@@ -40,8 +40,8 @@ class Files(Dataset[Any]):
         start = torch.randint(max(1, len(audio) - SECONDS * RATE + 1), ()).item()
         audio = audio[start : start + SECONDS * RATE]
         audio = np.pad(audio, (0, SECONDS * RATE - len(audio)))
-        tokens, _ = self.tokenizer.encode([self.captions[index]], self.length)
-        return torch.from_numpy(audio), torch.from_numpy(np.asarray(tokens[0]))
+        tokens, _ = self.tokenizer.encode(self.captions[index], self.length)
+        return torch.from_numpy(audio), torch.from_numpy(tokens)
 
 
 def rows(repeats: int, data: str) -> Iterator[Row]:

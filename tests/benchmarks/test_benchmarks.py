@@ -12,7 +12,7 @@ def test_ratio_of_two_ways() -> None:
     """A table that has the ratio upside down calls the slower one the faster."""
     ours, other = Way("ours", lambda: time.sleep(0.01)), Way("other", lambda: time.sleep(0.06))
     row = compare("here", "sleeping", ours, other, 3)
-    assert row.ratio is not None and 2 < row.ratio < 7
+    assert row.ratio is not None and 2 < row.ratio < 20
     assert f"| {row.ratio:.2f} |" in table([row])
 
 
