@@ -31,7 +31,7 @@ log = logging.getLogger("alm_jax")
 
 FOLDER = "best"
 RECORD = "best.json"  # metric, value and step
-_LOWER_IS_BETTER = ("loss", "_rank")
+_LOWER_IS_BETTER = ("loss", "median_rank")
 _MODEL_FILES = ("config.json", FILE_NAME, CLASSES_NAME)
 
 

@@ -23,27 +23,24 @@ def differences(saved: ConfigDict, config: ConfigDict) -> list[str]:
       saved: config of a run, perhaps of an earlier version.
       config: config of today.
     """
-    known, new = flatten(saved), flatten(config)
+    known, new, defaults = flatten(saved), flatten(config), _defaults(config)
     added = {
         key
         for key in new.keys() - known.keys()
-        if any(repr(new[key]) == repr(default) for default in _defaults(config, key))
+        if key in defaults and repr(new[key]) == repr(defaults[key])
     }
     return [line for line in config_diff(saved, config) if line.partition(":")[0] not in added]
 
 
-def _defaults(config: ConfigDict, key: str) -> list[Any]:
-    """The values of a field that stand for it where it is absent; none if it has no default."""
+def _defaults(config: ConfigDict) -> dict[str, Any]:
+    """The values that stand for a field where it is absent, of all fields that have one."""
     common = run_file(next(iter(shipped_configs().values())).with_name("common.py"))
-    base = flatten(common.base())
-    if key in base:
-        return [base[key]]
-    group, _, name = key.rpartition(".")
-    if group == "objectives.contrastive":
-        return [common.contrastive()[name]] if name in common.contrastive() else []
-    fields = _groups().get(group)
-    found = {} if fields is None else _declared(fields(config))
-    return [found[name]] if name in found else []
+    groups = {"objectives.contrastive": dict(common.contrastive())}
+    for group, fields in _groups().items():
+        if config.model.get(group.removeprefix("model.")) is not None:
+            groups[group] = _declared(fields(config))
+    found = {f"{group}.{name}": v for group, fields in groups.items() for name, v in fields.items()}
+    return found | flatten(common.base())
 
 
 def _groups() -> Mapping[str, Callable[[ConfigDict], Any]]:

@@ -117,6 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from alm_jax.config import read_config
     from alm_jax.inference.folder import find_model
+    from alm_jax.interop.layouts import get_layout
     from alm_jax.interop.model_card import DataSummary
     from alm_jax.interop.torch_export import export_torch, require_torch
 
@@ -124,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     results = _results(args.results)
     model = find_model(args.model)
     config = read_config(Path(model) / "config.json")
+    get_layout(args.format, config).require()  # before minutes of work
     clips, captions, data = None, None, None
     directory = _dataset(args, config)
     if directory:

@@ -160,20 +160,16 @@ class Guard:
         values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
         ids = np.asarray(multihost_utils.process_allgather(example_id, tiled=True)).tolist()
+        names = self._names(ids)
         path = self._folder / f"step_{step}.json"
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             finite = {name: v if math.isfinite(v) else repr(v) for name, v in values.items()}
-            examples = [
-                {"example_id": i, "name": name}
-                for i, name in zip(ids, self._names(ids), strict=True)
-            ]
+            examples = [{"example_id": i, "name": name} for i, name in zip(ids, names, strict=True)]
             found = {"step": step, "parts": parts, "metrics": finite, "examples": examples}
             path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        first_ids = ids[:_NAMED_EXAMPLES]
-        named = ", ".join(
-            f"{i} ({name})" for i, name in zip(first_ids, self._names(first_ids), strict=True)
-        )
+        first = list(zip(ids, names, strict=True))[:_NAMED_EXAMPLES]
+        named = ", ".join(f"{i} ({name})" for i, name in first)
         more = f" and {len(ids) - _NAMED_EXAMPLES} more" if len(ids) > _NAMED_EXAMPLES else ""
         where = f" (metrics: {', '.join(wrong)})" if wrong else ""
         return (
@@ -189,6 +185,7 @@ class Guard:
         names = []
         for i in ids:
             number = int(np.searchsorted(ends, i, side="right"))
-            example = sources[number][i - int(ends[number]) + len(sources[number])]
+            source = sources[number]
+            example = source.without_audio(i - int(ends[number]) + len(source))
             names.append(str(example.get("id", f"example {i} of {config.train_split}")))
         return names

@@ -60,6 +60,7 @@ REFERENCES = (
 )
 # (metric, how it is called) of the rest of the line.
 OTHERS = (
+    ("captioning_uniform", "captioning_loss with all tokens alike"),
     ("logit_scale", "logit scale"),
     ("same_caption_share", "share of clips with another's caption"),
     ("audio_cosine", "mean cosine of audio embeddings"),
@@ -113,8 +114,6 @@ def summary(step: int, values: Mapping[str, float]) -> str:
         for reference in REFERENCES
         if reference.loss in values
     ]
-    if "captioning_uniform" in values:
-        parts[-1] = parts[-1][:-1] + f", all tokens alike: {values['captioning_uniform']:.3f})"
     parts += [f"{label} {values[name]:.3g}" for name, label in OTHERS if name in values]
     return f"step {step}: " + "; ".join(parts or [f"loss {values['loss']:.3f}"])
 

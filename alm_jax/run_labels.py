@@ -52,12 +52,13 @@ def _read(config: ConfigDict, folder: epath.Path) -> Labels:
     opened = data.open_training()
     facts = [[source.fingerprint for source in opened], data.labels, classes, data.unlabelled]
     mark = hashlib.sha256(json.dumps(facts).encode()).digest()
+    # Before the table: what follows, and whoever loads the model, reads the classes from here.
+    (folder / CLASSES_NAME).write_text("\n".join(classes) + "\n", encoding="utf-8")
     path = folder / TABLE_NAME
     if path.exists() and (kept := path.read_bytes())[: len(mark)] == mark:
         return Labels.from_bytes(kept[len(mark) :])
     labels = read_labels(opened, data.labels, classes, data.unlabelled)
     path.write_bytes(mark + labels.to_bytes())
-    (folder / CLASSES_NAME).write_text("\n".join(classes) + "\n", encoding="utf-8")
     return labels
 
 

@@ -172,8 +172,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
 
     first = int(state.step)
     steps = config.train.steps
-    # The first process is the only one to know: the file is its own.
-    evaluated = distributed.from_first(
+    # A run without a checkpoint begins anew, whatever a start before it wrote. Otherwise the first
+    # process is the only one to know: the file is its own.
+    evaluated = first > 0 and distributed.from_first(
         lambda: b"yes" if any(n.startswith("eval/") for n in names_at(workdir, first)) else b""
     )
     writer = MetricWriter(workdir, first_step=first, enabled=first_process)

@@ -19,7 +19,7 @@ from alm_jax.models.audio_text import AudioTextModel
 from alm_jax.objectives import OBJECTIVES
 from alm_jax.objectives.forward import Forward
 from alm_jax.objectives.objective import Rows
-from alm_jax.parallel.mesh import in_mesh
+from alm_jax.parallel.mesh import in_mesh, row_devices
 from alm_jax.train_state import Setup, TrainState, join
 
 Batch = Mapping[str, jax.Array]
@@ -66,30 +66,29 @@ def make_train_step(
     Its randomness is a function of `config.seed`, the state's step and the examples' ids, so that
     a resumed run repeats what it would have done.
     """
-    frozen = config.copy_and_resolve_references()
-    names = frozen_names(setup.shapes.params, frozen.optim.get("frozen", ()))
-    parts = frozen.train.get("microbatches", 1)
+    config = config.copy_and_resolve_references()
+    frozen = frozen_names(setup.shapes.params, config.optim.get("frozen", ()))
+    parts = config.train.get("microbatches", 1)
     if parts != 1:
-        share = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
-        check_parts(parts, frozen.data.batch_size, share, setup.shapes.stats)
+        check_parts(parts, config.data.batch_size, row_devices(setup.mesh), setup.shapes.stats)
 
     @in_mesh(setup.mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(frozen.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def model_of(params: Any) -> AudioTextModel:
-            model = nnx.merge(setup.graph, join(hold(params, names), state.stats))
+            model = nnx.merge(setup.graph, join(hold(params, frozen), state.stats))
             model.train()  # batch norms use this batch, and move their running statistics
-            hold_statistics(model, names)
+            hold_statistics(model, frozen)
             return model
 
         def rows_of(params: Any, batch: Batch, part: jax.Array | None) -> tuple[Any, Any]:
             model = model_of(params)
-            rows = rows_of_objectives(Forward(model, batch, frozen, key, part=part), frozen)
+            rows = rows_of_objectives(Forward(model, batch, config, key, part=part), config)
             return rows, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
         def loss_of(params: Any, rows: dict[str, Rows]) -> tuple[jax.Array, Metrics]:
-            return loss_of_rows(rows, model_of(params), frozen)
+            return loss_of_rows(rows, model_of(params), config)
 
         loss, metrics, stats, grads = gradients(rows_of, loss_of, state.params, batch, parts)
         updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
@@ -97,7 +96,7 @@ def make_train_step(
         ema = state.ema
         if ema is not None:
             # Early averages would remember the random start: the window grows with the step.
-            decay = jnp.minimum(frozen.optim.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            decay = jnp.minimum(config.optim.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, params)
         metrics |= {
             "loss": loss,

@@ -101,7 +101,7 @@ class TrainBatches:
             number, epoch, place = self._order[first + position]
             index = int(self._kept[number][place])
             # A counter-based generator: every (source, epoch, example) has a stream of its own.
-            counter = np.array([0, index, epoch, number], np.uint64)
+            counter = (index, epoch, number)
             rng = self._stream(0, counter)
             pieces, caption, second[row] = self._pair(rng, number, index, counter)
             text, mask = self._tokenizer.encode(
@@ -119,7 +119,7 @@ class TrainBatches:
         return batch
 
     def _pair(
-        self, rng: np.random.Generator, number: int, index: int, counter: np.ndarray
+        self, rng: np.random.Generator, number: int, index: int, counter: tuple[int, int, int]
     ) -> tuple[list[np.ndarray], str, int]:
         """A row's sound, its caption, and the example that follows in it (-1: none)."""
         config = self._config
@@ -130,17 +130,19 @@ class TrainBatches:
             draw = self._stream(_GENERATED, counter)
             if draw.random() < config.generated_probability:
                 caption = _drawn(draw, generated)
+        if not config.concat_probability:
+            return [crop(audio, config.num_samples, place)], caption, -1
         draw = self._stream(_CONCAT, counter)
-        if not config.concat_probability or draw.random() >= config.concat_probability:
+        if draw.random() >= config.concat_probability:
             return [crop(audio, config.num_samples, place)], caption, -1
         kept = self._kept[number]
         other = int(kept[int(draw.random() * len(kept))])
-        following, its_captions, _ = self._sources[number].audio_and_texts(other)
+        following, its_captions = self._sources[number].audio_and_captions(other)
         pieces = join_audio(audio, following, config.num_samples, (place, draw.random()))
         caption = join_captions(caption, _drawn(draw, its_captions), draw.random())
         return pieces, caption, int(self._offsets[number] + other)
 
-    def _mix(self, batch: Batch, row: int, number: int, counter: np.ndarray) -> int:
+    def _mix(self, batch: Batch, row: int, number: int, counter: tuple[int, int, int]) -> int:
         """Perhaps gives a row a second clip; returns its example id, or -1."""
         rng = self._stream(_MIXUP, counter)
         if rng.random() >= self._config.mixup_probability:
@@ -152,9 +154,9 @@ class TrainBatches:
         batch["mix_length"][row] = _fill_audio(batch["mix_audio"][row], [piece])
         return int(self._offsets[number] + index)
 
-    def _stream(self, number: int, counter: np.ndarray) -> np.random.Generator:
+    def _stream(self, number: int, counter: tuple[int, int, int]) -> np.random.Generator:
         """Draws of their own for one purpose, so that it changes nothing else."""
-        return np.random.Generator(np.random.Philox(counter=[number, *counter[1:]], key=self._key))
+        return np.random.Generator(np.random.Philox(counter=[number, *counter], key=self._key))
 
 
 class EvalBatches:

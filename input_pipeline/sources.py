@@ -84,9 +84,13 @@ class Source(Sequence[dict[str, Any]]):
         features = self._features(index)
         return self._audio(features), _texts(features["text"]), _texts(features[GENERATED])
 
+    def without_audio(self, index: int) -> dict[str, Any]:
+        """Returns captions, id, labels, source, ... of one example; its audio is not decoded."""
+        return self._everything_but_audio(self._features(index))
+
     def metadata(self) -> Iterator[dict[str, Any]]:
-        """Yields every example in order without its audio (captions, id, labels, source, ...)."""
-        return (self._everything_but_audio(self._features(i)) for i in range(len(self)))
+        """Yields every example in order without its audio."""
+        return map(self.without_audio, range(len(self)))
 
     def captions(self) -> Iterator[str]:
         """Yields every caption in the order of the examples (several each, where there are)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,6 +64,11 @@ def test_the_best_stays(tmp_path: Path) -> None:
     for step, value in ((80, 2.0), (90, 1.0), (100, 1.5)):
         loss.see(state(step), {"eval/validation/loss": value})
     assert kept(tmp_path) == (1.0, 90.0)
+    # An effective rank is no rank: the more directions embeddings vary in, the better.
+    rank = start(tmp_path, "eval/validation/audio_rank", resumed=True)
+    for step, value in ((110, 3.0), (120, 1.0)):
+        rank.see(state(step), {"eval/validation/audio_rank": value})
+    assert kept(tmp_path) == (3.0, 110.0)
     # A run from nothing must not be measured against one that is gone.
     fresh = start(tmp_path)
     fresh.see(state(5), {METRIC: 0.01})
@@ -82,15 +86,6 @@ def test_metrics_that_are_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "best").exists()
 
 
-@pytest.fixture
-def compiled_once(tmp_path: Path):
-    """A run that is started again finds the programs of the first start."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "programs"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-@pytest.mark.usefixtures("compiled_once")
 def test_in_training(tiny_dataset: Path, tmp_path: Path, monkeypatch) -> None:
     """A stopped run would lose its best, or the best be of another step than it says."""
     config = stage1(

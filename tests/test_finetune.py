@@ -9,6 +9,7 @@ from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
 from alm_jax.metrics import read_metrics
+from alm_jax.run_labels import run_labels
 from alm_jax.train import train
 from input_pipeline.labels import read_labels
 from input_pipeline.sources import open_source
@@ -47,20 +48,13 @@ def shrunk(spec, dataset, depth=1, **changed):
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Weakly optimised programs, compiled once."""
-    settings = {  # value here, value elsewhere
-        "jax_disable_most_optimizations": (True, False),
-        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("programs")), None),
-        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
-        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
-    }
-    for name, (value, _) in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, (_, value) in settings.items():
-        jax.config.update(name, value)
+def test_classes_are_there_whenever_labels_are(tiny_dataset, tmp_path):
+    """A run that is started again with another rate would leave a model without class names."""
+    config = shrunk("opensounds_labels", tiny_dataset)
+    first = run_labels(config, tmp_path)
+    (tmp_path / "classes.txt").unlink()  # as `prepare_workdir` does when a config has changed
+    assert run_labels(config, tmp_path).classes == first.classes == NAMES
+    assert (tmp_path / "classes.txt").read_text().splitlines() == list(NAMES)
 
 
 @pytest.fixture(scope="module")

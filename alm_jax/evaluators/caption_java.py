@@ -69,15 +69,15 @@ def metrics(
       references: the true captions of each clip.
       prefix: names start with it.
     """
+    flat = treebank_words([*candidates, *(text for own in references for text in own)])
     rows = caption_metrics(
         candidates,
         references,
         prefix=prefix,
         suffix="[ptb]",
-        words_of=treebank_words,
+        words_of=lambda _: flat,  # it asks for the same texts in the same order
         protocol=PROTOCOL,
     )
-    flat = treebank_words([*candidates, *(text for own in references for text in own)])
     words = iter(flat[len(candidates) :])
     true = [[next(words) for _ in own] for own in references]
     rows[f"{prefix}/METEOR"] = {

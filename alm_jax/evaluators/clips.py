@@ -18,7 +18,7 @@ from tqdm import tqdm
 from alm_jax.errors import UserError
 from alm_jax.evaluators.retrieval import distinct_captions
 from input_pipeline.opensounds import index
-from input_pipeline.sources import open_source
+from input_pipeline.sources import Source, open_source
 
 # Templates in the words of the training captions; '{a}' is the class name with its article.
 NOTE_TEMPLATES = ("{a} playing the note C3", "{a} playing the note C4", "{a} playing the note C5")
@@ -104,8 +104,11 @@ class Clips:
 
     def audio(self, rows: Iterable[int]) -> list[np.ndarray]:
         """PCM int16 [S] of some clips."""
-        source = open_source(self.directory, self.split)
-        return [source[int(row)]["audio"] for row in rows]
+        return [self._source.audio_and_captions(int(row))[0] for row in rows]
+
+    @functools.cached_property
+    def _source(self) -> Source:
+        return open_source(self.directory, self.split)
 
     def audio_chunks(
         self, progress: str, size: int, rows: Sequence[int] | np.ndarray | None = None

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from alm_jax.errors import UserError
 from alm_jax.evaluators.bootstrap import mean_interval
-from alm_jax.evaluators.ranking import TIE_TOLERANCE, unit_grid
+from alm_jax.evaluators.ranking import GRID, TIE_TOLERANCE, unit_grid
 from alm_jax.evaluators.results import with_interval
 from input_pipeline.formats.audio_lookup import AudioFiles
 from input_pipeline.formats.tables import read_table
@@ -32,7 +32,6 @@ from input_pipeline.formats.tables import read_table
 PROTOCOL = "compositional-v1: cosine, ties within {tolerance:g} lose"
 # Clip and caption of both sides, by the names that CompA's tables have.
 _COLUMNS = ("pair_file", "pair_caption", "reversed_pair_file", "reversed_pair_caption")
-_GRID = 2.0**25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ def compositional_metrics(
     groups = len(clips) // 2
     by_group = [x.reshape(groups, 2, -1).astype(np.float64) for x in (captions, clips)]
     score = np.einsum("gcd,gad->gca", *by_group)
-    margin = np.rint(tie_tolerance * _GRID * _GRID)
+    margin = np.rint(tie_tolerance * GRID * GRID)
     own = score[:, [0, 1], [0, 1]]
     by_clip, by_caption = score[:, [1, 0], [0, 1]], score[:, [0, 1], [1, 0]]
     right_text = (own > by_clip + margin).all(axis=1)

@@ -19,7 +19,7 @@ from alm_jax.evaluators.results import Row
 from alm_jax.evaluators.suite import embed_clips, retrieval_results
 from alm_jax.inference.model import Model
 from alm_jax.parallel.distributed import row_share
-from alm_jax.parallel.mesh import batch_sharding, replicated
+from alm_jax.parallel.mesh import batch_sharding, replicated, row_devices
 from alm_jax.train_state import Setup
 from alm_jax.train_step import make_eval_step
 from input_pipeline.labels import Labels, read_labels
@@ -45,7 +45,7 @@ def make_evaluator(
     split = config.data.eval_split
     if not split:
         return None
-    mesh = setup.shardings.step.mesh
+    mesh = setup.mesh
     everywhere = replicated(mesh)
     losses = jax.jit(make_eval_step(config, setup), out_shardings=everywhere)
     clips = Clips.read(config.data.dir, split)
@@ -55,7 +55,7 @@ def make_evaluator(
     kept = len(clips) if labels is None else len(labels.kept)
     batch_size = min(config.eval.batch_size, kept)
     layout = batch_sharding(mesh)
-    if batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    if batch_size % row_devices(mesh):
         layout = everywhere  # a batch that the devices cannot share is computed by all of them
     share, shares = row_share(layout, batch_size)
     model: Model | None = None

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.ranking import unit_grid
+from alm_jax.evaluators.ranking import GRID, unit_grid
 
 PROTOCOL = (
     "votes of the {k} training clips of highest cosine, weighted by exp(cosine / {temperature:g})"
 )
 TEMPERATURE = 0.07
-_GRID = 2.0**25  # of `unit_grid`
 _BLOCK = 2048  # rows of the table of cosines in memory at a time
 
 
@@ -58,7 +57,7 @@ def knn_scores(
     # Integers in float64: cosines are exact, so that neither blocks nor BLAS decide a tie.
     gallery = known.T.astype(np.float64)
     for low in range(0, len(queries), _BLOCK):
-        cosine = queries[low : low + _BLOCK].astype(np.float64) @ gallery / _GRID**2
+        cosine = queries[low : low + _BLOCK].astype(np.float64) @ gallery / GRID**2
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :neighbours]
         found = np.take_along_axis(cosine, nearest, axis=1)
         weight = np.exp((found - found[:, :1]) / temperature)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from alm_jax.errors import UserError
 from alm_jax.evaluators.clips import Clips
+from input_pipeline.labels import label_names
 from input_pipeline.sources import open_source
 
 
@@ -76,7 +76,7 @@ def read_labels(clips: Clips, field: str, n_classes: int, what: str) -> Labels:
             f"{', '.join(clips.examples[0])}): prepare the corpus from its published layout, "
             "`alm prepare --input=DIR --output=DIR`, or a table with --label-column=NAME"
         )
-    each = [_names(example[field]) for example in clips.examples]
+    each = [label_names(example[field]) for example in clips.examples]
     rows = np.asarray([row for row, own in enumerate(each) if own], np.int64)
     if not rows.size:
         raise UserError(
@@ -88,7 +88,7 @@ def read_labels(clips: Clips, field: str, n_classes: int, what: str) -> Labels:
     for split in _other_splits(clips) if len(found) < n_classes or not n_classes else ():
         source = open_source(clips.directory, split)
         listed = tqdm(source.metadata(), f"labels of {split}", len(source), delay=2, leave=False)
-        found.update(name for example in listed for name in _names(example[field]))
+        found.update(name for example in listed for name in label_names(example[field]))
     classes = tuple(sorted(found))
     if len(classes) < 2:
         raise UserError(
@@ -108,9 +108,3 @@ def read_labels(clips: Clips, field: str, n_classes: int, what: str) -> Labels:
 def _other_splits(clips: Clips) -> list[str]:
     splits = tfds.builder_from_directory(clips.directory).info.splits
     return [name for name, info in splits.items() if info.num_examples and name != clips.split]
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    """A label or labels without empty ones, each once."""
-    several = (value,) if isinstance(value, str) else tuple(map(str, value))
-    return tuple(dict.fromkeys(filter(None, several)))

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from alm_jax.errors import UserError
 
 TIE_TOLERANCE = 1e-6
-_GRID = 2.0**25
+GRID = 2.0**25
 _BLOCK = 2048
 
 
@@ -118,7 +118,7 @@ def unit_grid(x: ArrayLike, name: str) -> NDArray[np.int32]:
     largest = np.abs(array).max(axis=1, keepdims=True)
     array = array / np.where(largest > 0, largest, 1.0)  # squares can neither over- nor underflow
     length = np.sqrt(np.square(array).sum(axis=1, keepdims=True))
-    return np.rint(array / np.where(length > 0, length, 1.0) * _GRID).astype(np.int32)
+    return np.rint(array / np.where(length > 0, length, 1.0) * GRID).astype(np.int32)
 
 
 def rank_positives(
@@ -151,7 +151,7 @@ def rank_positives(
         )
     if not 0 <= tie_tolerance < 1:
         raise UserError(f"tie_tolerance must be in [0, 1), got {tie_tolerance}")
-    tolerance = np.rint(tie_tolerance * _GRID * _GRID)
+    tolerance = np.rint(tie_tolerance * GRID * GRID)
     starts = np.concatenate([[0], np.cumsum(positives.counts)])
     best = np.empty(len(query), np.int64)
     precision = np.empty(len(query), np.float64)

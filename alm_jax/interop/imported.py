@@ -161,7 +161,7 @@ def export_official(model_dir: str | Path, output: str | Path, format_name: str 
     config = ConfigDict(config.to_dict())
     config.tokenizer.vocab_size = text_rows(config, tokenizer)
     kept = None
-    if (model_dir / RECORD_NAME).is_file():
+    if not new:  # another format has other buffers than those that came with the checkpoint
         path = model_dir / KEPT_NAME
         kept = {n: t.read() for n, t in read_safetensors(path).items()} if path.is_file() else {}
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -15,7 +15,6 @@ Shapes: R rows, P patterns of bias, L queries, K keys, D width, H heads, E head 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from alm_jax.parallel.mesh import BATCH_AXES
+from alm_jax.parallel.mesh import BATCH_AXES, row_devices
 
 FORBIDDEN = -1e30  # added to the logit of a key that may not be seen
 _SMALLEST_PRODUCT = 1e-12  # of squared norms, in cosine attention
@@ -146,7 +145,7 @@ def fused(
       [R, P, L, D] in q's dtype.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or len(q) % math.prod(mesh.shape[a] for a in BATCH_AXES):
+    if mesh.empty or mesh.size == 1 or len(q) % row_devices(mesh):
         # Rows that the devices cannot share lie on all of them.
         return _fused(heads, q, k, v, extras)
     # The compiler cannot divide a kernel among devices: each runs it on its own rows and heads.

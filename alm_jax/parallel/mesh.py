@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
@@ -112,13 +112,18 @@ def in_mesh(mesh: Mesh) -> Callable[[Traced], Traced]:
     return decorate
 
 
+def row_devices(mesh: Mesh | AbstractMesh) -> int:
+    """How many parts the rows of a batch are divided into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def batch_devices(rows: int) -> int:
     """How many devices of the mesh in whose context this is traced share the rows of a batch.
 
     Rows that they cannot share evenly lie on all of them (the last batch of an evaluation): 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    count = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    count = 1 if mesh.empty else row_devices(mesh)
     return count if rows % count == 0 else 1
 
 

@@ -84,9 +84,9 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
         "text_mask": array(jnp.bool_, data.max_text_length),
         "example_id": array(jnp.int32),
     }
-    if config.model.get("classifier") is not None:
+    if data.labels:
         batch["labels"] = array(jnp.bool_, config.model.classifier.classes)
-    if getattr(data, "mixup_probability", 0):
+    if data.mixup_probability:
         batch |= {f"mix_{name}": batch[name] for name in ("audio", "labels") if name in batch}
         batch["mix_length"] = batch["audio_length"]
     return batch

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
-from alm_jax.parallel.mesh import batch_sharding, make_mesh
+from alm_jax.parallel.mesh import batch_sharding, make_mesh, row_devices
 from alm_jax.perf.compiling import (
     Compiled,
     OverFull,
@@ -154,7 +154,7 @@ def make_plan(
     """
     devices = topology.devices()
     mesh = make_mesh(config.mesh, devices)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = row_devices(mesh)
     batch = batch_per_chip * mesh.size if batch_per_chip else config.data.batch_size
     if batch % rows:
         raise UserError(

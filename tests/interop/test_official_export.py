@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from alm_jax import cli
 from alm_jax.checkpoints import Checkpoints
 from alm_jax.config import load_config, save_config
-from alm_jax.interop.exported import read_model
+from alm_jax.interop.exported import RECORD_NAME, read_model
 from alm_jax.interop.formats import get_format
+from alm_jax.interop.imported import KEPT_NAME
 from alm_jax.interop.importing import from_alm, parameter_shapes
 from alm_jax.train_state import TrainState, model_graph
 from input_pipeline.text import FILE_NAME
@@ -81,6 +82,13 @@ def test_a_clap_of_ours_and_back(tmp_path):
     words = ["--format=laion_clap", f"--checkpoint={file}", f"--output={tmp_path / 'back'}"]
     assert cli.main(["import", *words, "--config.model.text.heads=4"]) == 0
     jax.tree.map(np.testing.assert_array_equal, read_model(tmp_path / "back")[1], params)
+    # Imported from another layout, whose buffers are not this one's.
+    record = json.loads((tmp_path / "back" / RECORD_NAME).read_text())
+    (tmp_path / "back" / RECORD_NAME).write_text(json.dumps(record | {"format": "hf_clap"}))
+    (tmp_path / "back" / KEPT_NAME).unlink()
+    assert official(tmp_path / "back", tmp_path / "again") == 0
+    again = torch.load(tmp_path / "again" / "laion_clap.pth", weights_only=True)["state_dict"]
+    assert {n: t.shape for n, t in again.items()} == {n: t.shape for n, t in tensors.items()}
 
 
 def test_what_the_official_code_would_compute_otherwise_is_refused(tmp_path, capsys):
