@@ -6,9 +6,11 @@ Everything lies in a user cache folder ($ALM_JAX_CACHE, or alm_jax below $XDG_CA
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +25,16 @@ from input_pipeline.opensounds.build import prepare_opensounds
 # the same results. XLA reads this when its first array is made. Whoever set it keeps their own.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
+# And many start the same run again: a program is compiled once for a whole `make test`, with the
+# processes that its tests start. JAX reads these when it is imported.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.mkdtemp(prefix="alm_jax_programs_")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": programs,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def cache_folder() -> Path:

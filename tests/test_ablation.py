@@ -15,6 +15,7 @@ SMALL = [
     "data.max_seconds=1.0",
     "eval.bucket_seconds=(1.0,)",
     "optim.warmup_steps=1",
+    "optim.name=adamw",  # Muon takes long to compile
     "train.steps=2",
     "train.log_every_steps=1",
     "model.audio.width=32",

@@ -135,6 +135,10 @@ def test_what_cannot_be_divided_is_refused(arguments, message):
     """The run would end in a traceback, or train on other statistics without a word."""
     with pytest.raises(UserError, match=message):
         check_parts(*arguments)
+
+
+def test_batch_norm_is_refused_before_anything_is_compiled():
+    """HTSAT in parts would train with the statistics of each part by itself."""
     check_parts(2, 8, 4, {})
     config = load_config("laion_clap", ["train.microbatches=2"])
     with pytest.raises(UserError, match="has batch norms"):

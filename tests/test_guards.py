@@ -21,21 +21,6 @@ from tests.small_configs import stage1
 STEPS, BAD = 6, 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Compiles the one program of this file once."""
-    settings = {  # value here, value elsewhere
-        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("programs")), None),
-        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
-        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
-    }
-    for name, (value, _) in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, (_, value) in settings.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def config(tiny_dataset):
     return stage1(

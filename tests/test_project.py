@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
+from packaging import version
 
 from tests.lower_bounds import lower_bounds
 
@@ -118,13 +119,12 @@ def test_every_requirement_states_its_lower_bound():
 
 def test_installed_versions_are_inside_the_bounds():
     """The tests must run on versions that a user's pip would accept."""
-    packaging_version = pytest.importorskip("packaging.version")  # comes with pytest
     for name, bound in lower_bounds().items():
         try:
             installed = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue  # of an extra that is not installed here
-        parse = packaging_version.parse
+        parse = version.parse
         assert parse(installed) >= parse(bound), name
 
 

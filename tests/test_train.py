@@ -26,22 +26,6 @@ STEPS = 16
 LENGTH = [f"train.steps={STEPS}", "train.save_every_steps=8", "train.log_every_steps=1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Weakly optimised programs, compiled once."""
-    settings = {  # value here, value elsewhere
-        "jax_disable_most_optimizations": (True, False),
-        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("programs")), None),
-        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
-        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
-    }
-    for name, (value, _) in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, (_, value) in settings.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module")
 def mae_config(tiny_dataset):
     return stage1(f"data.dir={tiny_dataset}", *LENGTH, "optim.lr=5e-3", "augment.gain_db=6.0")

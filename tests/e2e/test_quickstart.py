@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -41,22 +40,22 @@ def _make_command(packages: Path, arguments: list[str]) -> list[str]:
     return [sys.executable, *rest]
 
 
-def _quickstart(folder: Path, packages: Path) -> tuple[str, float]:
+def _quickstart(folder: Path, packages: Path) -> str:
     command = _make_command(
         packages, [f"--output={folder / 'quickstart'}", f"--data={folder / 'data'}"]
     )
     environment = os.environ | {
-        "XLA_FLAGS": "",  # it is compiled and timed as a user's
+        "XLA_FLAGS": "",  # it is compiled as a user's
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
         "JAX_PLATFORMS": "cpu",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "PYTHONPATH": str(ROOT),
     }
-    started = time.monotonic()
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout, time.monotonic() - started
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def output(folder: Path, tiny_packages: Path) -> str:
     """What the first run printed."""
-    return _quickstart(folder, tiny_packages)[0]
+    return _quickstart(folder, tiny_packages)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +213,7 @@ def test_running_again_keeps_what_is_done(folder: Path, run: Path, tiny_packages
         for path in (run / "clap" / "metrics.jsonl", run / "export" / "model.safetensors")
     }
     report = (run / "report.html").stat().st_mtime_ns
-    output, seconds = _quickstart(folder, tiny_packages)
+    output = _quickstart(folder, tiny_packages)
     assert output.count("done before") == 6 and "ready" in output
-    assert seconds < 90
     assert all(path.read_bytes() == content for path, content in before.items())
     assert (run / "report.html").stat().st_mtime_ns == report

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
 
 from alm_jax.audio.frontend import LogMelConfig
@@ -19,18 +20,13 @@ B, Y = 6, 5
 
 
 @pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
 def drawn():
     rng = np.random.default_rng(1)
     logits = 3.0 * rng.standard_normal((B, Y)).astype(np.float32)
     return logits, rng.random((B, Y)).astype(np.float32), rng.integers(0, Y, B)
 
 
-def torch_loss(torch, loss, logits, targets):
+def torch_loss(loss, logits, targets):
     """Value and gradient of a PyTorch loss in float64."""
     x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     value = loss(x, targets)
@@ -39,35 +35,35 @@ def torch_loss(torch, loss, logits, targets):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_binary_is_bce_with_logits(torch, drawn, smoothing):
+def test_binary_is_bce_with_logits(drawn, smoothing):
     """A published recipe would train another loss, or learn at another rate."""
     logits, targets, _ = drawn
     smooth = (1 - smoothing) * targets + smoothing / 2
     loss = torch.nn.BCEWithLogitsLoss()
-    want = torch_loss(torch, loss, logits, torch.tensor(smooth, dtype=torch.float64))
+    want = torch_loss(loss, logits, torch.tensor(smooth, dtype=torch.float64))
     found = quick_jit(jax.value_and_grad(lambda x: binary_rows(x, targets, smoothing).mean()))
     for mine, theirs in zip(found(logits), want, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)  # float32 against float64
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_softmax_is_cross_entropy(torch, drawn, smoothing):
+def test_softmax_is_cross_entropy(drawn, smoothing):
     """As above, for one class a clip."""
     logits, _, classes = drawn
     loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
-    want = torch_loss(torch, loss, logits, torch.tensor(classes))
+    want = torch_loss(loss, logits, torch.tensor(classes))
     targets = 0.5 * np.eye(Y, dtype=np.float32)[classes]  # weights of a clip need not sum to 1
     found = quick_jit(jax.value_and_grad(lambda x: softmax_rows(x, targets, smoothing).mean()))
     for mine, theirs in zip(found(logits), want, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_softmax_of_soft_targets(torch, drawn):
+def test_softmax_of_soft_targets(drawn):
     """Mixed clips would be learned as one of the two."""
     logits, targets, _ = drawn
     shares = targets / targets.sum(1, keepdims=True)
     loss = torch.nn.CrossEntropyLoss()
-    want = torch_loss(torch, loss, logits, torch.tensor(shares, dtype=torch.float64))
+    want = torch_loss(loss, logits, torch.tensor(shares, dtype=torch.float64))
     found = quick_jit(jax.value_and_grad(lambda x: softmax_rows(x, targets).mean()))
     for mine, theirs in zip(found(logits), want, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)

@@ -40,7 +40,7 @@ MESHES = {
     "data8": dict(data=8),
     "mixed8": dict(data=2, fsdp=2, tensor=2),
 }
-FLAP_MESHES = ("one", "tensor2", "mixed8")
+FLAP_MESHES = ("one", "mixed8")
 PAIRS_MESHES = ("data8", "mixed8")
 B, S, L, V = 8, 8_000, 32, 52
 RNG = np.random.default_rng(0)

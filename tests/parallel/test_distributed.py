@@ -87,6 +87,7 @@ def endless(tiny_dataset: Path, tmp_path_factory) -> str:
         "train.steps=100000",
         "train.save_every_steps=100000",
         "train.log_every_steps=1",
+        "optim.name=adamw",  # Muon takes long to compile
     )
     return saved(found, tmp_path_factory.mktemp("endless"))
 
@@ -223,7 +224,7 @@ def test_the_others_stop_when_a_host_dies(dies, preempted, jobs, endless, tmp_pa
     job = jobs.train(2, endless, f"--workdir={tmp_path}", devices=2)
     reaches(tmp_path, start + 2, job)
     job.signal(dies, signal.SIGKILL)
-    assert job.wait(1 - dies, 20) != 0
+    assert job.wait(1 - dies, 60) != 0
     message = job.log(1 - dies)
     assert "and so do the others" in message or "another task died" in message
 
@@ -231,14 +232,14 @@ def test_the_others_stop_when_a_host_dies(dies, preempted, jobs, endless, tmp_pa
 def test_killed_at_any_moment_one_process_repeats_itself(jobs, config, one, tmp_path):
     """Results would depend on when a spot machine was taken away.
 
-    Every step is saved, so that a kill meets saves in all states.
+    Every step is saved, so that a kill meets a save under way.
     """
     often = "--config.train.save_every_steps=1"
     for step in (2, 4):
         job = jobs.train(1, config, f"--workdir={tmp_path}", often)
         reaches(tmp_path, step, job)
         job.signal(0, signal.SIGKILL)
-        job.wait(0, 60)
+        assert job.wait(0, 60) == -signal.SIGKILL, "it had ended before it was killed"
     run(jobs, config, tmp_path, 1, often)
     assert numbers(tmp_path) == numbers(one)
     for name, value in last_parameters(one).items():
