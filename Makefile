@@ -22,7 +22,7 @@ TORCH ?= torch==2.13.0
 PY := $(VENV)/bin/python
 # Tests compile much and compute little, each on one core, so two of them at a time take little more
 # than half as long. A file stays in one process: its tests share what they compile.
-PROCESSES := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PROCESSES := --numprocesses=2 --dist=loadfile
 # What needs transformers or onnx, which ask for newer versions of others than alm_jax does, and what
 # needs the libraries of the extra `dev`.
 NEWEST := tests/test_docs.py tests/evaluators/test_caption_sets.py tests/interop/test_huggingface_vit.py tests/interop/test_onnx_export.py \

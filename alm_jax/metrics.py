@@ -27,8 +27,9 @@ _UPLOAD_SECONDS = 60.0
 class MetricWriter:
     """Writes scalars of steps; only the first process writes anything.
 
-    A resumed run continues the file: lines at or after the restored step, left by a run that went
-    on after its last checkpoint, are removed first, so that each step stands once.
+    A resumed run continues the file: lines after the restored step, left by a run that went on
+    after its last checkpoint, are removed first, so that each step stands once. A run that begins
+    anew, at step 0, removes all.
 
     A bucket (`gs://...`) knows no appending: there, files grow in a temporary folder and are
     uploaded about once a minute, whenever `flush` is called, and at the end.
@@ -52,7 +53,8 @@ class MetricWriter:
             self._uploaded = time.monotonic()
         path = target / _NAME
         if path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+            lines = read_metrics(path) if first_step else []
+            kept = [line for line in lines if line["step"] <= first_step]
             partial = self._folder / (_NAME + ".partial")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             partial.replace(self._folder / _NAME)

@@ -169,6 +169,7 @@ def test_masking_saves_what_it_drops(spec):
     np.testing.assert_allclose(masked / whole, want, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_training_lowers_both_losses():
     """The shipped recipe would not learn."""
     config = small("flap:two_views", "optim.lr=3e-3", "optim.schedule=constant")

@@ -22,6 +22,7 @@ def test_ratio_of_two_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| waiting | 0.5 s (ours) | 3 s (other) | 6.00 |" in table([row])
 
 
+@pytest.mark.slow
 def test_python_per_step() -> None:
     """A change of the train step that the benchmarks were not told of shows months later."""
     row = overheads.python_per_step(1)
