@@ -20,11 +20,11 @@ from input_pipeline import audio_files
 from input_pipeline.lock import locked
 from input_pipeline.opensounds import fetch, index
 from input_pipeline.opensounds.build import prepare_opensounds
+from tests import quick_compilation
 
-# The tests compile far more than they compute: without optimisation they take half the time, with
-# the same results. XLA reads this when its first array is made. Whoever set it keeps their own.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
+# The tests compile far more than they compute. XLA reads this when its first array is made. Whoever
+# set it keeps their own.
+os.environ.setdefault("XLA_FLAGS", quick_compilation.FLAGS)
 # And many start the same run again: a program is compiled once for a whole `make test`, with the
 # processes that its tests start. JAX reads these when it is imported.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

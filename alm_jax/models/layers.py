@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from alm_jax.models import fused_attention
 from alm_jax.models.linear import Linear
@@ -37,7 +38,7 @@ def linear(
     axes: tuple[str | None, str | None],
     *,
     init: str,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
     use_bias: bool = True,
 ) -> nnx.Linear:

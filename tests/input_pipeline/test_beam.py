@@ -53,15 +53,15 @@ def test_without_beam(
 @needs_beam
 def test_same_dataset(sounds: Sounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine must not matter: same clips, same order, same reasons; finished parts stay."""
-    from input_pipeline import own_data
+    from input_pipeline import plan
 
-    monkeypatch.setattr(own_data, "_ROWS_PER_PART", 4)
+    monkeypatch.setattr(plan, "_ROWS_PER_PART", 4)
     root = _corpus(tmp_path / "in", sounds)
     limits = Limits(max_rejected=0.5)
     here = build(root, tmp_path / "here", limits=limits)
     # Begun without Beam and stopped in its second part.
     decoded: list[str] = []
-    original = audio_files.read_audio
+    original = audio_files.stream_audio
 
     def counting(source, **options):
         decoded.append(Path(source).name)
@@ -69,7 +69,7 @@ def test_same_dataset(sounds: Sounds, tmp_path: Path, monkeypatch: pytest.Monkey
             raise KeyboardInterrupt
         return original(source, **options)
 
-    monkeypatch.setattr(audio_files, "read_audio", counting)
+    monkeypatch.setattr(audio_files, "stream_audio", counting)
     with pytest.raises(KeyboardInterrupt):
         build(root, tmp_path / "beam", limits=limits)
     beam = Engine(workers=1, runner="local")  # in this process

@@ -126,20 +126,17 @@ def test_captions_are_tidied() -> None:
 
 def test_duplicates_leave_training_first() -> None:
     """A training clip that is also in the test split inflates every score."""
-    clips = {
-        "train": [("a", "1"), ("b", "2"), ("c", "3"), ("d", "1"), ("e", "4")],
-        "test": [("x", "2"), ("y", "5"), ("z", "5")],
-        "validation": [("v", "5"), ("w", "4")],
-    }
-    dropped = find_duplicates(clips)
-    assert {clips[split][position][0]: kept for (split, position), kept in dropped.items()} == {
-        **dict.fromkeys("b", "x"),
-        **dict.fromkeys("d", "a"),
-        **dict.fromkeys("e", "w"),
-        **dict.fromkeys("zv", "y"),
-    }
-    whole = find_duplicates(clips, ["test"])
-    assert ("test", 2) not in whole and ("validation", 0) in whole
+    clips = [*zip("abcde", "12314", [2] * 5, strict=True)]  # training
+    clips += [*zip("xyz", "255", [0] * 3, strict=True), ("v", "5", 1), ("w", "4", 1)]
+    names, digests, ranks = (list(column) for column in zip(*clips, strict=True))
+    hashes = np.frombuffer(b"".join(bytes.fromhex(d.zfill(32)) for d in digests), np.uint8)
+    hashes, rank = hashes.reshape(-1, 16), np.array(ranks)
+    gone, kept = find_duplicates(hashes, rank, np.zeros(10, bool))
+    found = {names[one]: names[other] for one, other in zip(gone, kept, strict=True)}
+    assert found == {"b": "x", "d": "a", "e": "w", "z": "y", "v": "y"}
+    gone, kept = find_duplicates(hashes, rank, rank == 0)
+    assert [names[one] for one in gone] == ["b", "d", "e", "v"]
+    assert len(find_duplicates(hashes[:0], rank[:0], rank[:0] == 0)[0]) == 0
 
 
 def test_examples_is_pure(sounds: Sounds, tmp_path: Path) -> None:
@@ -185,13 +182,13 @@ def test_stopped_build_goes_on(
     sounds: Sounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hours of decoding must not be lost to a power cut; nor a mended file be overlooked."""
-    from input_pipeline import own_data
+    from input_pipeline import plan
 
-    monkeypatch.setattr(own_data, "_ROWS_PER_PART", 2)
+    monkeypatch.setattr(plan, "_ROWS_PER_PART", 2)
     root, out = tmp_path / "in", tmp_path / "out"
     names = _corpus(root, [*sounds[:5], sounds[0]])
     decoded: list[str] = []
-    original = audio_files.read_audio
+    original = audio_files.stream_audio
 
     def counting(source, **options):
         decoded.append(Path(source).name)
@@ -199,12 +196,12 @@ def test_stopped_build_goes_on(
             raise KeyboardInterrupt
         return original(source, **options)
 
-    monkeypatch.setattr(audio_files, "read_audio", counting)
+    monkeypatch.setattr(audio_files, "stream_audio", counting)
     with pytest.raises(KeyboardInterrupt):
         build(root, out)
     assert decoded == names[:4]  # part 1 is done, part 2 was under way
     monkeypatch.setattr(
-        audio_files, "read_audio", lambda *a, **k: decoded.append("") or original(*a, **k)
+        audio_files, "stream_audio", lambda *a, **k: decoded.append("") or original(*a, **k)
     )
     decoded.clear()
     with pytest.raises(UserError, match=r"1 of 6 rows \(17%\).*1 duplicate"):
@@ -221,9 +218,9 @@ def test_duplicates_in_different_parts(
     sounds: Sounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts know nothing of each other; the clip must leave its shard without moving the rest."""
-    from input_pipeline import own_data
+    from input_pipeline import plan
 
-    monkeypatch.setattr(own_data, "_ROWS_PER_PART", 3)
+    monkeypatch.setattr(plan, "_ROWS_PER_PART", 3)
     clips = [*sounds[:5], sounds[1], sounds[5], sounds[0]]
     names = _corpus(tmp_path / "in", clips)
     kept = build(
@@ -358,4 +355,4 @@ def test_flags(sounds: Sounds, tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "format table (a folder of audio with" in said
     assert "because there is the table captions.csv" in said
-    assert "captions.csv: 6 rows, audio=file, captions=caption" in said
+    assert "captions.csv: audio=file, captions=caption" in said

@@ -167,9 +167,9 @@ def test_exclude(sounds: Sounds, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_near_duplicates(sounds: Sounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One upload in two encodings is one recording; the held-out copy stays, blocks or not."""
-    from input_pipeline import own_data
+    from input_pipeline import plan
 
-    monkeypatch.setattr(own_data, "_ROWS_PER_PART", 2)
+    monkeypatch.setattr(plan, "_ROWS_PER_PART", 2)
     clips = {"0.wav": sounds[1], **_changed(sounds), "2.wav": sounds[2], "4.wav": sounds[4]}
     root = _corpus(tmp_path / "in", clips)
     table = ["file,caption,split"]

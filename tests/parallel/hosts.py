@@ -19,6 +19,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tests import quick_compilation
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -80,9 +82,8 @@ class Jobs:
         logs, environments = [], []
         for number in range(processes):
             environment = {
-                "XLA_FLAGS": "--xla_backend_optimization_level=0"
-                " --xla_cpu_use_fusion_emitters=false"
-                f" --xla_force_host_platform_device_count={devices}"
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+                f" {quick_compilation.FLAGS}"
             }
             if processes > 1:
                 environment |= {

@@ -23,6 +23,7 @@ from alm_jax.parallel.sharding import (
     whole_parameters,
 )
 from alm_jax.train_state import model_graph
+from tests import quick_compilation
 from tests.objectives import pairs_reference as reference
 from tests.parallel.eight_devices import FLAP_MESHES, GROUP, MESHES, PAIRS, PAIRS_MESHES, B
 
@@ -112,9 +113,7 @@ def test_large_parameters_that_nobody_shares_are_named():
 def eight(tmp_path_factory):
     """Folder with what `eight_devices.py` wrote."""
     folder = tmp_path_factory.mktemp("eight")
-    flags = "--xla_force_host_platform_device_count=8"
-    # Compiled with little optimisation, since each program runs once.
-    flags += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    flags = f"--xla_force_host_platform_device_count=8 {quick_compilation.FLAGS}"
     environment = {
         **os.environ,
         "XLA_FLAGS": flags,
