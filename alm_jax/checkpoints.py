@@ -16,8 +16,12 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
+from alm_jax.checksums import check_checksums, write_checksums
 from alm_jax.errors import UserError
+from alm_jax.parallel import distributed
 from alm_jax.train_state import TrainState, join
+
+_ITEMS = ("state", "loader", "metadata")
 
 
 def _worth_showing(record: logging.LogRecord) -> bool:
@@ -51,11 +55,14 @@ class Checkpoints:
             max_to_keep=keep,
             create=not read_only,
             read_only=read_only,
+            # Orbax calls it on one process, in the background, before the checkpoint counts.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
+        self._saving = -1
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=options,
-            item_names=("state", "loader", "metadata"),
+            item_names=_ITEMS,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "loader": ocp.JsonCheckpointHandler(),
@@ -94,6 +101,8 @@ class Checkpoints:
         if not (self._manager.latest_step() != step if force else self.due(step)):
             return False
         with self._writing():
+            self._manager.wait_until_finished()
+            self._saving = step
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -113,6 +122,7 @@ class Checkpoints:
           UserError: there is no whole checkpoint, or it cannot be read.
         """
         step = self._chosen(step)
+        self._check(step)
         target = jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(
                 shape.shape, shape.dtype, sharding=sharding
@@ -137,6 +147,7 @@ class Checkpoints:
           UserError: there is no whole checkpoint, or it cannot be read.
         """
         step = self._chosen(step)
+        self._check(step)
         with self._reading(step):
             return self._restore_params(step)
 
@@ -207,6 +218,25 @@ class Checkpoints:
                 "goes on from there"
             ) from error
 
+    def _seal(self) -> None:
+        """Writes the checksums of the checkpoint that is being saved, under its name of then."""
+        names = [path.name for path in self.directory.iterdir()]
+        unnamed = [name for name in names if name.startswith(f"{self._saving}.orbax-checkpoint")]
+        # In a bucket, where nothing can be renamed, it has its final name from the beginning.
+        write_checksums(self.directory / max(unnamed, default=str(self._saving)), _ITEMS)
+
+    def _check(self, step: int) -> None:
+        """Compares the files with their checksums; the first process does so for all."""
+
+        def compare() -> bytes:
+            try:
+                check_checksums(self.directory / str(step))
+            except (UserError, OSError) as error:
+                raise UserError(self._unreadable(step, str(error))) from error
+            return b""
+
+        distributed.from_first(compare)
+
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         """Says what to do about a checkpoint that cannot be read; nothing is deleted."""
@@ -215,16 +245,18 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # orbax and tensorstore raise whatever the damage leads to
-            others = [other for other in _steps(self.directory) if other != step]
-            then = f"goes on from step {max(others)}" if others else "starts from the beginning"
-            path = self.directory / str(step)
             reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason}). If the "
-                "disk or the bucket is at fault, mend that and try again. If the checkpoint is "
-                f"damaged, move it away (mv {path} {self.directory.parent}/damaged_{step}); "
-                f"training then {then}"
-            ) from error
+            raise UserError(self._unreadable(step, f"{type(error).__name__}: {reason}")) from error
+
+    def _unreadable(self, step: int, reason: str) -> str:
+        others = [other for other in _steps(self.directory) if other != step]
+        then = f"goes on from step {max(others)}" if others else "starts from the beginning"
+        path = self.directory / str(step)
+        return (
+            f"the checkpoint {path} cannot be read ({reason}). If the disk or the bucket is at "
+            "fault, mend that and try again. If the checkpoint is damaged, move it away "
+            f"(mv {path} {self.directory.parent}/damaged_{step}); training then {then}"
+        )
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
