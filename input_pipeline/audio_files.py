@@ -152,6 +152,35 @@ def read_audio(
       AudioError: see the table at the top of this module.
       ValueError: an argument is out of range.
     """
+    blocks = list(
+        stream_audio(
+            source,
+            sample_rate=sample_rate,
+            max_seconds=max_seconds,
+            start_seconds=start_seconds,
+            name=name,
+        )
+    )
+    return np.concatenate(blocks) if len(blocks) > 1 else np.ascontiguousarray(blocks[0])
+
+
+def stream_audio(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    max_seconds: float | None = None,
+    start_seconds: float = 0.0,
+    name: str | None = None,
+) -> Iterator[np.ndarray]:
+    """Decodes as `read_audio`, and yields what it would return block by block.
+
+    Yields:
+      float32 [S], S >= 1; a few seconds each, whatever the length of the file.
+
+    Raises:
+      AudioError: as `read_audio`; perhaps only after some blocks.
+      ValueError: an argument is out of range.
+    """
     if sample_rate <= 0:
         raise ValueError(f"sample_rate={sample_rate}: must be positive (Hz)")
     if start_seconds < 0 or (max_seconds is not None and max_seconds <= 0):
@@ -159,35 +188,30 @@ def read_audio(
     if not isinstance(source, bytes):
         source = Path(source)
     name = name or ("<bytes>" if isinstance(source, bytes) else str(source))
+    # Rounding may leave the resampler a sample more than was asked for.
+    room = None if max_seconds is None else max(1, round(max_seconds * sample_rate))
+    given = 0
+    first: np.float32 | None = None
     with _open(source, name) as file:
         rate = file.samplerate
         if not _MIN_RATE <= rate <= _MAX_RATE:
             raise AudioError(name, "not_audio", f"the header claims a sample rate of {rate} Hz")
         if start_seconds:
             _skip(file, round(start_seconds * rate), name)
-        wanted = None if max_seconds is None else max(1, round(max_seconds * rate))
-        # Only these can hold NaN or infinity; checking every block of the others costs time for
-        # nothing.
-        floating = file.subtype in ("FLOAT", "DOUBLE") or file.format in ("MAT4", "MAT5")
         resampler = (
             None
             if rate == sample_rate
             else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
         )
-        parts: list[np.ndarray] = []
-        first: np.float32 | None = None
-        while wanted is None or wanted > 0:
-            frames = _BLOCK_FRAMES if wanted is None else min(_BLOCK_FRAMES, wanted)
-            block = _read_block(file, frames, name, first is not None)
-            if len(block) == 0:
-                break
-            mono = _to_mono(block)
-            if floating and not np.isfinite(mono).all():
-                raise AudioError(name, "non_finite", "it holds NaN or infinite samples")
+        wanted = None if max_seconds is None else max(1, round(max_seconds * rate))
+        for mono in _mono_blocks(file, wanted, name):
             if first is None:
                 first = mono[0]
-            parts.append(mono if resampler is None else resampler.resample_chunk(mono))
-            wanted = None if wanted is None else wanted - len(block)
+            block = mono if resampler is None else resampler.resample_chunk(mono)
+            block = block if room is None else block[: room - given]
+            given += len(block)
+            if len(block):
+                yield block
     if first is None:
         raise AudioError(
             name,
@@ -195,12 +219,33 @@ def read_audio(
             "it has no samples" + (f" after {start_seconds:g} s" if start_seconds else ""),
         )
     if resampler is not None:
-        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-    audio = np.concatenate(parts) if len(parts) > 1 else np.ascontiguousarray(parts[0])
-    if max_seconds is not None:
-        audio = audio[: max(1, round(max_seconds * sample_rate))]
-    # A sample or two at 192 kHz are less than one at 16 kHz.
-    return audio if len(audio) else np.full(1, first, np.float32)
+        block = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        block = block if room is None else block[: room - given]
+        given += len(block)
+        if len(block):
+            yield block
+    if not given:
+        # A sample or two at 192 kHz are less than one at 16 kHz.
+        yield np.full(1, first, np.float32)
+
+
+def _mono_blocks(file: soundfile.SoundFile, wanted: int | None, name: str) -> Iterator[np.ndarray]:
+    """Up to `wanted` frames of an open file, a block at a time, its channels averaged."""
+    # Only these can hold NaN or infinity; checking every block of the others costs time for
+    # nothing.
+    floating = file.subtype in ("FLOAT", "DOUBLE") or file.format in ("MAT4", "MAT5")
+    anything = False
+    while wanted is None or wanted > 0:
+        frames = _BLOCK_FRAMES if wanted is None else min(_BLOCK_FRAMES, wanted)
+        block = _read_block(file, frames, name, anything)
+        if len(block) == 0:
+            return
+        mono = _to_mono(block)
+        if floating and not np.isfinite(mono).all():
+            raise AudioError(name, "non_finite", "it holds NaN or infinite samples")
+        anything = True
+        yield mono
+        wanted = None if wanted is None else wanted - len(block)
 
 
 def _skip(file: soundfile.SoundFile, frames: int, name: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from input_pipeline.audio_files import SILENCE
 
 # Full scale is 32767; rounding and a resampler's ripple leave clipped samples a step below.
 _FULL_SCALE = 32766
+_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Limits:
 
     Attributes:
       min_seconds: shorter clips are rejected.
-      max_seconds: longer ones are rejected (they are to be cut: columns of start and end).
+      max_seconds: longer ones are rejected (they are to be cut, `Settings.segment_seconds`).
       silence_db: clips whose peak stays below this are silent; dB of full scale.
       max_clipped: largest share of samples at full scale. Of the 261 recorded clips of OpenSounds'
         tiny tier one exceeds 4% (an explosion, 14%), five exceed 1%.
@@ -105,7 +108,10 @@ def check_pcm(pcm: np.ndarray, sample_rate: int, limits: Limits) -> tuple[str, s
     if seconds < limits.min_seconds:
         return "too_short", f"{seconds:.3f} s, --min-seconds={limits.min_seconds:g}"
     if seconds > limits.max_seconds:
-        return "too_long", f"over --max-seconds={limits.max_seconds:g}; cut it by start and end"
+        return (
+            "too_long",
+            f"over --max-seconds={limits.max_seconds:g}; --segment-seconds would cut it",
+        )
     highest, lowest = int(pcm.max()), int(pcm.min())
     peak = max(highest, -lowest) / 32767
     if peak < 10 ** (limits.silence_db / 20):
@@ -126,41 +132,82 @@ def pcm_digest(pcm: np.ndarray) -> str:
 
 
 def find_duplicates(
-    clips: Mapping[str, Sequence[tuple[str, str]]], kept_whole: Iterable[str] = ()
-) -> dict[tuple[str, int], str]:
+    digests: np.ndarray, ranks: np.ndarray, kept_whole: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Finds clips whose PCM another clip has, over all splits.
 
-    The one in the test split stays, then that in validation, then the first in the order given: a
-    held-out clip is never lost to a training clip, and never stays in training.
+    The one of the lowest rank stays, and of those the first: a held-out clip is never lost to a
+    training clip, and never stays in training.
 
     Args:
-      clips: split -> (id, digest) of every clip.
-      kept_whole: splits that lose no clip (a corpus' published evaluation).
+      digests: [n, 16] uint8, `pcm_digest` of every clip.
+      ranks: int [n], of its split.
+      kept_whole: bool [n], whether its split loses no clip (a corpus' published evaluation).
 
     Returns:
-      (split, position) of each clip to drop -> the id of the clip that stays.
+      Positions of the clips to drop, ascending, and for each the position of the one that stays.
     """
-    first = [name for name in ("test", "validation") if name in clips]
-    kept: dict[str, str] = {}
-    drop: dict[tuple[str, int], str] = {}
-    whole = set(kept_whole)
-    for split in [*first, *(name for name in clips if name not in first)]:
-        for position, (clip_id, digest) in enumerate(clips[split]):
-            if digest in kept and split not in whole:
-                drop[split, position] = kept[digest]
-            else:
-                kept.setdefault(digest, clip_id)
-    return drop
+    high, low = np.ascontiguousarray(digests).view(np.uint64).T
+    order = np.lexsort((ranks, low, high))  # stable: equal ones stay in the order given
+    same = (np.diff(high[order]) == 0) & (np.diff(low[order]) == 0)
+    run = np.concatenate([np.zeros(min(1, len(order)), int), np.cumsum(~same)])
+    keeper = order[np.searchsorted(run, run)]
+    dropped = (keeper != order) & ~kept_whole[order]
+    by_place = np.argsort(order[dropped])
+    return order[dropped][by_place], keeper[dropped][by_place]
 
 
-def too_many(rejected: Sequence[Rejected], rows: int, limits: Limits) -> str | None:
-    """The message for a build that lost more rows than it may; None if it did not."""
-    if not rows or len(rejected) <= limits.max_rejected * rows:
-        return None
-    reasons = Counter(item.reason for item in rejected).most_common()
-    counted = ", ".join(f"{count} {reason}" for reason, count in reasons)
-    shown = "".join(f"\n  {item}" for item in rejected[:5])
-    return (
-        f"{len(rejected)} of {rows} rows ({len(rejected) / rows:.0%}) were rejected, more than"
-        f" --max-rejected={limits.max_rejected:g}: {counted}{shown}"
-    )
+class RejectedLog:
+    """Rejected rows: all of them in a file, a line each, and counted.
+
+    Attributes:
+      by_split: split -> reason -> rows.
+      first: the first few.
+      unexpected: reason -> rows that are a sign of bad input.
+      first_unexpected: the first few of these.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begins the file."""
+        self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
+        self.by_split: dict[str, Counter[str]] = {}
+        self.first: list[Rejected] = []
+        self.unexpected: Counter[str] = Counter()
+        self.first_unexpected: list[Rejected] = []
+
+    def add(self, item: Rejected, *, expected: bool = False) -> None:
+        """Writes and counts a row; `expected` if it speaks against nothing."""
+        self._file.write(json.dumps(item.as_dict(), ensure_ascii=False) + "\n")
+        self.by_split.setdefault(item.split, Counter())[item.reason] += 1
+        if len(self.first) < _SHOWN:
+            self.first.append(item)
+        if not expected:
+            self.unexpected[item.reason] += 1
+            if len(self.first_unexpected) < _SHOWN:
+                self.first_unexpected.append(item)
+
+    @property
+    def by_reason(self) -> Counter[str]:
+        """Reason -> rows, over all splits."""
+        return sum(self.by_split.values(), Counter())
+
+    def shown(self) -> str:
+        """The first few, a line each."""
+        return "\n".join(f"  {item}" for item in self.first)
+
+    def too_many(self, rows: int, limits: Limits) -> str | None:
+        """The message for a build that lost more of its rows than it may; None if it did not."""
+        lost = self.unexpected.total()
+        rows -= self.by_reason.total() - lost
+        if not rows or lost <= limits.max_rejected * rows:
+            return None
+        counted = ", ".join(f"{n} {reason}" for reason, n in self.unexpected.most_common())
+        return (
+            f"{lost} of {rows} rows ({lost / rows:.0%}) were rejected, more than"
+            f" --max-rejected={limits.max_rejected:g}: {counted}"
+            + "".join(f"\n  {item}" for item in self.first_unexpected)
+        )
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()

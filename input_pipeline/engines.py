@@ -6,16 +6,14 @@ give the same dataset, and what was stopped on one goes on with another.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import logging
-import multiprocessing
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +21,7 @@ from tqdm import tqdm
 from alm_jax.errors import UserError
 from input_pipeline.examples import Settings
 from input_pipeline.parts import Done, Part, is_done, read_done, write_part
+from input_pipeline.pool import mapped
 
 _LOCAL = "local"
 _ERROR = ".error"
@@ -61,28 +60,11 @@ class Engine:
 def _run_here(
     parts: Sequence[Part], settings: Settings, work: Path, workers: int
 ) -> Iterator[Done]:
+    write = functools.partial(write_part, settings=settings, work=work)
     with tqdm(total=len(parts), desc="preparing", unit="part", disable=None) as progress:
-        if workers == 0 or len(parts) == 1:
-            for part in parts:
-                yield write_part(part, settings, work)
-                progress.update()
-            return
-        # spawn: forking a process that has started JAX or gRPC threads can deadlock.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            waiting: collections.deque[Future[Done]] = collections.deque()
-            try:
-                for part in parts:
-                    waiting.append(pool.submit(write_part, part, settings, work))
-                    if len(waiting) >= 2 * workers:
-                        yield waiting.popleft().result()
-                        progress.update()
-                while waiting:
-                    yield waiting.popleft().result()
-                    progress.update()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        for done in mapped(write, parts, workers if len(parts) > 1 else 0):
+            yield done
+            progress.update()
 
 
 def _run_beam(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ class Settings:
     Attributes:
       sample_rate: of the PCM, Hz.
       limits: what a clip must be like.
+      segment_seconds: a longer recording becomes clips of this length, one behind the other, each
+        with all captions; 0: it stays whole. Evaluations of a published corpus always do.
       label_captions: captions of a clip that has labels only, with {} for the labels; () for none.
       split: all go into this split; "": into their own, or by the next two.
       validation: share of rows without a split that goes into `validation`.
@@ -33,6 +36,7 @@ class Settings:
 
     sample_rate: int = audio_files.SAMPLE_RATE
     limits: Limits = dataclasses.field(default_factory=Limits)
+    segment_seconds: float = 0.0
     label_captions: tuple[str, ...] = ("the sound of {}",)
     split: str = ""
     validation: float = 0.1
@@ -90,17 +94,27 @@ def examples(rows: Iterable[Row], settings: Settings) -> Iterator[Example | Reje
     """
     for row in rows:
         split = split_of(row, settings)
-        outcome = _example(row, split, settings)
-        if isinstance(outcome, Example):
-            yield outcome
-        else:
-            reason, detail = outcome
-            yield Rejected(row.id, reason, detail, row.where, split)
+        described = _describe(row, split, settings)
+        if isinstance(described, Rejected):
+            yield described
+            continue
+        try:
+            for clip_id, pcm in _clips(row, split, settings):
+                yield _example(row, clip_id, split, pcm, described, settings)
+        except AudioError as error:
+            yield Rejected(row.id, error.reason, error.detail, row.where, split)
 
 
-def _example(row: Row, split: str, settings: Settings) -> Example | tuple[str, str]:
+def _describe(row: Row, split: str, settings: Settings) -> dict[str, object] | Rejected:
+    """The features of a row's clips that are not sound."""
+
+    def without(reason: str, detail: str) -> Rejected:
+        return Rejected(row.id, reason, detail, row.where, split)
+
     if row.audio is None:
-        return "missing", row.problem or "no audio"
+        return without("missing", row.problem or "no audio")
+    if row.end is not None and row.end <= row.start:
+        return without("bad_span", f"it ends at {row.end:g} s and begins at {row.start:g} s")
     captions, kind = cleaning.clean_captions(row.captions), row.caption_kind
     generated = cleaning.clean_captions(row.generated)
     if settings.limits.script and not stays_whole(split, settings):
@@ -112,7 +126,7 @@ def _example(row: Row, split: str, settings: Settings) -> Example | tuple[str, s
         )
         if found and not captions + generated:
             what = f"{cleaning.script_of(found[0])} letters, --script={settings.limits.script}"
-            return "other_script", what
+            return without("other_script", what)
     if not captions and generated:
         captions, generated, kind = generated, (), "generated"
     if not captions and row.labels and settings.label_captions:
@@ -120,50 +134,80 @@ def _example(row: Row, split: str, settings: Settings) -> Example | tuple[str, s
         captions = tuple(caption.replace("{}", words) for caption in settings.label_captions)
         kind = "labels"
     if not captions and settings.limits.needs_caption:
-        return "no_caption", "no caption" + (" but an empty one" if row.captions else "")
-    pcm = _decode(row, split, settings)
-    if not isinstance(pcm, np.ndarray):
-        return pcm
+        return without("no_caption", "no caption" + (" but an empty one" if row.captions else ""))
+    return {
+        "text": list(captions),
+        "text_generated": list(generated),
+        "source": row.source,
+        "licence": row.licence,
+        "labels": list(row.labels),
+        "fold": row.fold,
+        "group": row.group or row.id,
+        "caption_kind": kind,
+    }
+
+
+def _example(
+    row: Row,
+    clip_id: str,
+    split: str,
+    pcm: np.ndarray,
+    described: dict[str, object],
+    settings: Settings,
+) -> Example | Rejected:
     if not stays_whole(split, settings) and (
         problem := cleaning.check_pcm(pcm, settings.sample_rate, settings.limits)
     ):
-        return problem
-    return Example(
-        split,
-        cleaning.pcm_digest(pcm),
-        {
-            "audio": pcm,
-            "text": list(captions),
-            "text_generated": list(generated),
-            "id": row.id,
-            "source": row.source,
-            "licence": row.licence,
-            "labels": list(row.labels),
-            "fold": row.fold,
-            "group": row.group or row.id,
-            "caption_kind": kind,
-        },
-    )
+        return Rejected(clip_id, *problem, row.where, split)
+    return Example(split, cleaning.pcm_digest(pcm), {"audio": pcm, "id": clip_id, **described})
 
 
-def _decode(row: Row, split: str, settings: Settings) -> np.ndarray | tuple[str, str]:
-    """The clip's PCM int16 [S], or why there is none."""
-    # Decoded only as far as decides that it is too long: a file of 10 hours is no burden.
-    longest = None if stays_whole(split, settings) else settings.limits.max_seconds + 1
+def _clips(row: Row, split: str, settings: Settings) -> Iterator[tuple[str, np.ndarray]]:
+    """Ids and PCM int16 [S] of a row's clips: one, unless the recording is to be cut.
+
+    Raises:
+      AudioError: it cannot be decoded.
+    """
+    rate, limits = settings.sample_rate, settings.limits
+    longest = None
+    size = 0
+    if not stays_whole(split, settings):
+        size = round(settings.segment_seconds * rate)
+        # Decoded only as far as decides that it is too long: a file of 10 hours is no burden.
+        longest = None if size else limits.max_seconds + 1
     if row.end is not None:
-        if row.end <= row.start:
-            return "bad_span", f"it ends at {row.end:g} s and begins at {row.start:g} s"
         longest = min(longest or row.end, row.end - row.start)
     assert row.audio is not None
-    name = str(row.audio) if isinstance(row.audio, Path) else row.where or row.id
-    try:
-        audio = audio_files.read_audio(
-            row.audio,
-            sample_rate=settings.sample_rate,
-            max_seconds=longest,
-            start_seconds=row.start,
-            name=name,
-        )
-    except AudioError as error:
-        return error.reason, error.detail
-    return audio_files.to_int16(audio)
+    blocks = audio_files.stream_audio(
+        row.audio,
+        sample_rate=rate,
+        max_seconds=longest,
+        start_seconds=row.start,
+        name=str(row.audio) if isinstance(row.audio, Path) else row.where or row.id,
+    )
+    pieces = _cut(map(audio_files.to_int16, blocks), size)
+    first = next(pieces)
+    second = next(pieces, None)
+    if second is None:
+        yield row.id, first
+        return
+    begin = row.start
+    for pcm in itertools.chain([first, second], pieces):
+        end = begin + len(pcm) / rate
+        if len(pcm) >= limits.min_seconds * rate:  # the rest of a recording may be too short
+            yield f"{row.id}#{begin:g}-{end:g}", pcm
+        begin = end
+
+
+def _cut(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Joins blocks int16 [S] and cuts them into pieces of `size` (0: one piece)."""
+    kept: list[np.ndarray] = []
+    have = 0
+    for block in blocks:
+        while size and have + len(block) > size:
+            yield np.concatenate([*kept, block[: size - have]])
+            block = block[size - have :]
+            kept, have = [], 0
+        kept.append(block)
+        have += len(block)
+    yield np.concatenate(kept) if len(kept) > 1 else kept[0]

@@ -12,28 +12,21 @@ import itertools
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alm_jax.errors import UserError
-from input_pipeline import cleaning
-from input_pipeline.cleaning import Rejected
-from input_pipeline.examples import Settings, split_of
-from input_pipeline.formats import Format, FormatError, Options, Row, choose_format
-from input_pipeline.formats.rows import merge_captions
+from input_pipeline.cleaning import RejectedLog
+from input_pipeline.examples import Settings
+from input_pipeline.formats import Format, Options, choose_format
 from input_pipeline.lock import locked
 
 if TYPE_CHECKING:
     from input_pipeline.engines import Engine
-    from input_pipeline.parts import Part
     from input_pipeline.sources import Source
 
 REPORT, REJECTED = "prepare_report.json", "rejected.jsonl"
-# Ten seconds at 16 kHz are 320 kB: a shard of about 160 MB.
-_ROWS_PER_PART = 512
-_SHOWN = 5
 
 
 def prepare_own(
@@ -72,23 +65,33 @@ def prepare_own(
     settings = dataclasses.replace(settings, published=chosen.published, fingerprints=similar_too)
     _say(f"{root}: format {chosen.name} ({chosen.title}), because {why}")
     # Here, not at the top: --help and messages about the input come without TFDS.
-    from input_pipeline import assemble, recordings, similar
+    from input_pipeline import assemble, plan, recordings, similar
     from input_pipeline.engines import Engine
     from input_pipeline.parts import VERSION
 
     final = output / VERSION
     unwanted = {name: recordings.open_splits(name, held_out=True) for name in exclude}
     with locked(output, _say):
-        parts, absent, rows = _plan(chosen, root, options, settings)
-        digest = _digest(parts, absent, settings, unwanted)
+        work = output / ".work"
+        shutil.rmtree(work / "plan", ignore_errors=True)
+        (work / "plan").mkdir(parents=True)
+        log = RejectedLog(work / REJECTED)
+        if chosen.rows is None:
+            planned = plan.plan_files(chosen, root, options)
+        else:
+            planned = plan.plan_rows(chosen, root, options, settings, work / "plan", log)
+        digest = _digest(planned.digest, settings, unwanted)
         if _is_ready(final, digest):
+            shutil.rmtree(work)
             _say(f"{final} is ready")
             return final
-        work = output / ".work"
         engine = engine or Engine()
-        done = list(engine.run(parts, settings, work))
-        rows += sum(part.rows for part in done if part.rows) - sum(len(p.rows) for p in parts)
-        dropped = assemble.find_duplicates(done, settings)
+        done = list(engine.run(planned.parts, settings, work))
+        rows = planned.absent + sum(part.rows for part in done)
+        for item in itertools.chain.from_iterable(part.rejected() for part in done):
+            log.add(item)
+        dropped = assemble.Dropped(log)
+        assemble.drop_duplicates(done, settings, dropped)
         if unwanted:
             references = {
                 name: recordings.reference(sources, engine.workers, f"reading {name}")
@@ -97,19 +100,14 @@ def prepare_own(
             similar.drop_excluded(done, settings, references, dropped)
         if not settings.limits.keep_near_duplicates:
             similar.drop_near_duplicates(done, settings, dropped)
-        bad = [item for part in done for item in part.rejected] + dropped.rejected
-        _write_rejected(work / REJECTED, absent + bad)
-        # What was asked to go, and videos that nobody has any more, are no sign of bad input.
-        unexpected = [item for item in bad if item.reason != "excluded"]
-        unexpected += [] if chosen.partial else absent
-        counted = rows - (len(absent + bad) - len(unexpected))
-        if message := cleaning.too_many(unexpected, counted, settings.limits):
+        log.close()
+        if message := log.too_many(rows, settings.limits):
             raise UserError(
                 f"{message}\nAll of them stand in {work / REJECTED}. Mend the input, or change the"
                 " limits (`alm prepare --help`); what is decoded stays decoded"
             )
-        if not any(part.clips for part in done):
-            raise UserError(f"{root}: not one clip is left\n{_first(absent + bad)}")
+        if sum(sum(part.sizes.values()) for part in done) == len(dropped):
+            raise UserError(f"{root}: not one clip is left\n{log.shown()}")
         whole = work / VERSION
         shutil.rmtree(whole, ignore_errors=True)
         summary = assemble.assemble(
@@ -120,13 +118,13 @@ def prepare_own(
             settings.sample_rate,
             whole,
         )
-        report = _report(root, chosen, why, settings, summary, absent + bad, rows, digest)
+        report = _report(root, chosen, why, settings, summary, log, rows, digest)
         shutil.move(work / REJECTED, whole / REJECTED)
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (whole / REPORT).write_text(f"{text}\n", encoding="utf-8")
         whole.rename(final)
         shutil.rmtree(work)
-    for line in _lines(report, absent + bad, final):
+    for line in _lines(report, log, final):
         _say(line)
     return final
 
@@ -135,75 +133,10 @@ def _say(line: str) -> None:
     print(f"prepare: {line}", flush=True)
 
 
-def _plan(
-    chosen: Format, root: Path, options: Options, settings: Settings
-) -> tuple[list[Part], list[Rejected], int]:
-    """The parts of an input, the rows whose audio is not there, and how many rows are known."""
-    from input_pipeline.parts import Part
-
-    if chosen.rows is None:
-        assert chosen.files is not None
-        files = chosen.files(root)
-        if not files:
-            raise FormatError(f"--input={root}: no file of the format {chosen.name} there")
-        return (
-            [
-                Part(f"{number:06d}", chosen.name, root, options, file=file)
-                for number, file in enumerate(files)
-            ],
-            [],
-            0,
-        )
-    absent: list[Rejected] = []
-    parts: list[Part] = []
-    rows = merge_captions(_rows(chosen, root, options), str(root))
-    count = 0
-
-    def present() -> Iterator[Row]:
-        nonlocal count
-        for row in rows:
-            count += 1
-            if row.audio is None:
-                split = split_of(row, settings)
-                absent.append(Rejected(row.id, "missing", row.problem, row.where, split))
-            else:
-                yield row
-
-    stream = present()
-    while chunk := tuple(itertools.islice(stream, _ROWS_PER_PART)):
-        parts.append(Part(f"{len(parts):06d}", chosen.name, root, options, rows=chunk))
-    if not parts:
-        raise FormatError(
-            f"{root}: of {count} rows not one has its audio:\n{_first(absent)}\nSay where the"
-            " audio lies with --audio-dir"
-            if count
-            else f"{root}: no rows"
-        )
-    return parts, absent, count
-
-
-def _rows(chosen: Format, root: Path, options: Options) -> Iterator[Row]:
-    assert chosen.rows is not None
-    try:
-        yield from chosen.rows(root, options)
-    except KeyError as error:  # adapters of published tables take their columns for granted
-        raise FormatError(
-            f"{root}: a table has no column or field {error}, which {chosen.title} has as"
-            " published. Is it another version? --format=table reads any table"
-        ) from error
-
-
-def _digest(
-    parts: list[Part],
-    absent: list[Rejected],
-    settings: Settings,
-    unwanted: Mapping[str, Sequence[Source]],
-) -> str:
-    digest = hashlib.blake2b(repr((settings, absent)).encode(), digest_size=16)
+def _digest(planned: str, settings: Settings, unwanted: Mapping[str, Sequence[Source]]) -> str:
+    digest = hashlib.blake2b(f"{settings!r} {planned}".encode(), digest_size=16)
     for source in itertools.chain.from_iterable(unwanted.values()):
         digest.update(source.fingerprint.encode())
-    for part in parts:
-        digest.update(part.digest(settings).encode())
     return digest.hexdigest()
 
 
@@ -228,24 +161,16 @@ def _name(output: Path) -> str:
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
-def _write_rejected(path: Path, rejected: list[Rejected]) -> None:
-    lines = (json.dumps(item.as_dict(), ensure_ascii=False) for item in rejected)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 def _report(
     root: Path,
     chosen: Format,
     why: str,
     settings: Settings,
     summary: dict[str, dict[str, Any]],
-    rejected: list[Rejected],
+    log: RejectedLog,
     rows: int,
     digest: str,
 ) -> dict[str, Any]:
-    by_split: dict[str, Counter[str]] = {}
-    for item in rejected:
-        by_split.setdefault(item.split, Counter())[item.reason] += 1
     return {
         "input": str(root),
         "format": chosen.name,
@@ -253,15 +178,15 @@ def _report(
         "settings": dataclasses.asdict(settings),
         "rows": rows,
         "splits": {
-            split: {**numbers, "rejected": dict(by_split.get(split, {}))}
+            split: {**numbers, "rejected": dict(log.by_split.get(split, {}))}
             for split, numbers in summary.items()
         },
-        "rejected_by_reason": dict(Counter(item.reason for item in rejected).most_common()),
+        "rejected_by_reason": dict(log.by_reason.most_common()),
         "digest": digest,
     }
 
 
-def _lines(report: dict[str, Any], rejected: list[Rejected], final: Path) -> Iterator[str]:
+def _lines(report: dict[str, Any], log: RejectedLog, final: Path) -> Iterator[str]:
     """The report for a person."""
     for split, numbers in report["splits"].items():
         lost = ", ".join(f"{count} {reason}" for reason, count in numbers["rejected"].items())
@@ -269,12 +194,8 @@ def _lines(report: dict[str, Any], rejected: list[Rejected], final: Path) -> Ite
             f"{split}: {numbers['examples']} clips, {numbers['captions']} captions,"
             f" {numbers['hours']:.2f} h" + (f"; rejected {lost}" if lost else "")
         )
-    if rejected:
+    if log.first:
         yield (
-            f"rejected {len(rejected)} of {report['rows']} rows; all are named in"
-            f" {final / REJECTED}\n{_first(rejected)}"
+            f"rejected {log.by_reason.total()} of {report['rows']} rows; all are named in"
+            f" {final / REJECTED}\n{log.shown()}"
         )
-
-
-def _first(rejected: list[Rejected]) -> str:
-    return "\n".join(f"  {item}" for item in rejected[:_SHOWN])

@@ -1,9 +1,9 @@
 """Parts of an input, and the finished shards that they become.
 
-A part is a slice of rows, or one tar or parquet file. `write_part` is a pure function of it and of
-the settings that leaves a folder with one array_record file a split and, last, `done.json`; so
-parts can be made anywhere in any order, and a finished one is never made again. One clip at a time
-is in memory. `input_pipeline.assemble` joins them.
+A part is a slice of rows (`plan`), or one tar or parquet file. `write_part` is a pure function of
+it and of the settings that leaves a folder with one array_record file a split and, last,
+`done.json`; so parts can be made anywhere in any order, and a finished one is never made again. One
+clip at a time is in memory. `input_pipeline.assemble` joins them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,21 +64,23 @@ class Part:
       layout: name of the format.
       root: the input.
       options: the person's, for reading `file`.
-      rows: the rows themselves, or
-      file: the file that holds them.
+      file: what holds its rows, a file of the input or one that `plan` has written.
+      content: changes with the rows and their audio.
+      listed: whether `plan` has written it.
     """
 
     name: str
     layout: str
     root: Path
     options: Options
-    rows: tuple[Row, ...] = ()
-    file: Path | None = None
+    file: Path
+    content: str
+    listed: bool = False
 
     def read(self) -> Iterator[Row]:
         """Its rows."""
-        if self.file is None:
-            yield from self.rows
+        if self.listed:
+            yield from pickle.loads(self.file.read_bytes())
             return
         rows_of = FORMATS[self.layout].rows_of
         assert rows_of is not None
@@ -89,14 +92,9 @@ class Part:
         limits = dataclasses.replace(
             settings.limits, max_rejected=0.0, keep_duplicates=False, keep_near_duplicates=True
         )
-        digest = hashlib.blake2b(digest_size=16)
-        how = (VERSION, self.layout, self.options, dataclasses.replace(settings, limits=limits))
-        digest.update(repr((*how, self.file, self.rows)).encode())
-        for path in [self.file] if self.file else [row.audio for row in self.rows]:
-            if isinstance(path, Path):  # a file that was mended or replaced is read again
-                status = path.stat()
-                digest.update(f"{status.st_size} {status.st_mtime_ns};".encode())
-        return digest.hexdigest()
+        settings = dataclasses.replace(settings, limits=limits)
+        what = (VERSION, self.layout, self.options, settings, self.content)
+        return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
 
 
 class Clip(NamedTuple):
@@ -121,19 +119,29 @@ class Clip(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What became of a part.
+    """What became of a part; its clips and rejected rows stay on disk.
 
     Attributes:
       folder: where its shards lie.
       rows: how many rows it had.
-      clips: split -> its examples, in order.
-      rejected: what gave no example.
+      sizes: split -> how many examples.
     """
 
     folder: Path
     rows: int
-    clips: dict[str, list[Clip]]
-    rejected: list[Rejected]
+    sizes: dict[str, int]
+
+    def clips(self) -> dict[str, list[Clip]]:
+        """Split -> its examples, in order."""
+        listed = self._content()["clips"]
+        return {split: [Clip(*clip) for clip in clips] for split, clips in listed.items()}
+
+    def rejected(self) -> list[Rejected]:
+        """What gave no example."""
+        return [Rejected(**item) for item in self._content()["rejected"]]
+
+    def _content(self) -> dict[str, Any]:
+        return json.loads((self.folder / _DONE).read_text(encoding="utf-8"))
 
 
 def read_done(folder: Path, digest: str) -> Done | None:
@@ -144,12 +152,8 @@ def read_done(folder: Path, digest: str) -> Done | None:
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["digest"] != digest:
         return None
-    return Done(
-        folder,
-        content["rows"],
-        {split: [Clip(*clip) for clip in clips] for split, clips in content["clips"].items()},
-        [Rejected(**item) for item in content["rejected"]],
-    )
+    sizes = {split: len(clips) for split, clips in content["clips"].items()}
+    return Done(folder, content["rows"], sizes)
 
 
 def is_done(part: Part, work: Path) -> bool:
@@ -206,7 +210,7 @@ def write_part(part: Part, settings: Settings, work: Path) -> Done:
     unfinished = folder / f"{_DONE}.part"
     unfinished.write_text(json.dumps(content), encoding="utf-8")
     unfinished.rename(folder / _DONE)
-    return Done(folder, count, clips, rejected)
+    return Done(folder, count, {split: len(found) for split, found in clips.items()})
 
 
 def _write_prints(path: Path, prints: list[Fingerprint]) -> None:

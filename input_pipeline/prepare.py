@@ -95,6 +95,13 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         f" drawn each time in training; empty: none (default {defaults.label_captions[0]!r})",
     )
     own.add_argument(
+        "--segment-seconds",
+        type=float,
+        default=defaults.segment_seconds,
+        metavar="X",
+        help="cut longer recordings into clips of this length (default: they stay whole)",
+    )
+    own.add_argument(
         "--sample-rate", type=int, default=defaults.sample_rate, help="in Hz (default %(default)s)"
     )
 
@@ -165,6 +172,13 @@ def _own(options: argparse.Namespace) -> Path:
         raise UserError(f"--validation={options.validation}, --test={options.test}: not shares")
     if not 1000 <= options.sample_rate <= 192000:
         raise UserError(f"--sample-rate={options.sample_rate}: needed are 1000 to 192000 Hz")
+    if options.segment_seconds and not (
+        limits.min_seconds <= options.segment_seconds <= limits.max_seconds
+    ):
+        raise UserError(
+            f"--segment-seconds={options.segment_seconds:g}: must lie between"
+            f" --min-seconds={limits.min_seconds:g} and --max-seconds={limits.max_seconds:g}"
+        )
     if options.split and not options.split.isidentifier():
         raise UserError(f"--split={options.split}: needed is a word, such as train")
     columns = {
@@ -184,6 +198,7 @@ def _own(options: argparse.Namespace) -> Path:
         settings=Settings(
             sample_rate=options.sample_rate,
             limits=limits,
+            segment_seconds=options.segment_seconds,
             label_captions=Settings.label_captions
             if options.label_caption is None
             else tuple(filter(None, options.label_caption)),

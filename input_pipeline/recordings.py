@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import multiprocessing
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from input_pipeline.cleaning import pcm_digest
 from input_pipeline.fingerprint import RATE, Fingerprint, at_rate, fingerprint
 from input_pipeline.fingerprint_index import Index, matches
 from input_pipeline.origins import Origin, Origins, origin
+from input_pipeline.pool import mapped
 from input_pipeline.sources import Source, open_source, resolve_version
 
 # What `fingerprint.same_recording` gives for one recording twice, at least; see docs/data.md.
@@ -119,29 +117,9 @@ def read(sources: Sequence[Source], workers: int, title: str) -> Iterator[Clip]:
     ]
     total = sum(map(len, sources))
     with tqdm(total=total, desc=title, unit="clip", delay=2.0, file=sys.stderr) as bar:
-        for clips in _mapped(pieces, workers):
+        for clips in mapped(_read_piece, pieces, workers if len(pieces) > 3 else 0):
             yield from clips
             bar.update(len(clips))
-
-
-def _mapped(pieces: list[tuple[Source, range]], workers: int) -> Iterator[list[Clip]]:
-    if workers == 0 or len(pieces) < 4:
-        yield from map(_read_piece, pieces)
-        return
-    # spawn: forking a process that has started JAX or gRPC threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting: deque[Future[list[Clip]]] = deque()
-        try:
-            for piece in pieces:
-                waiting.append(pool.submit(_read_piece, piece))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _read_piece(piece: tuple[Source, range]) -> list[Clip]:

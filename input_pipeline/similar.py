@@ -15,12 +15,14 @@ from input_pipeline.examples import Settings, stays_whole
 from input_pipeline.fingerprint import Fingerprint, at_rate
 from input_pipeline.fingerprint_index import Index, matches
 from input_pipeline.origins import origin
+from input_pipeline.parts import Clip as Note
 from input_pipeline.parts import Done, read_pcm, read_prints
 from input_pipeline.recordings import CORRELATION, Clip, Reference
 
 # Landmarks that are indexed at a time: 200 MB, 33 hours of sound.
 _INDEXED = 1 << 24
 _KEPT_CLIPS = 256
+_KEPT_PARTS = 16
 
 Shard = tuple[int, str]  # number of a part, and a split
 
@@ -36,10 +38,11 @@ def drop_excluded(
       references: name -> dataset whose clips are not wanted.
       dropped: takes them in.
     """
+    notes = _notes(parts)
     shards = [shard for shard in _shards(parts) if not stays_whole(shard[1], settings)]
     for shard, position, found in _clips(parts, shards, "excluding"):
         number, split = shard
-        note = parts[number].clips[split][position]
+        note = notes(number)[split][position]
         clip = Clip(note.id, origin(note._asdict()), note.digest, found)
         audio = functools.partial(_audio, parts, shard, position, settings.sample_rate)
         for name, reference in references.items():
@@ -64,7 +67,7 @@ def drop_near_duplicates(parts: Sequence[Done], settings: Settings, dropped: Dro
       settings: of the build.
       dropped: what is already gone, which nothing is compared with; takes them in.
     """
-    shards = _shards(parts)
+    notes, shards = _notes(parts), _shards(parts)
     audio = functools.lru_cache(_KEPT_CLIPS)(
         functools.partial(_audio, parts, sample_rate=settings.sample_rate)
     )
@@ -86,7 +89,7 @@ def drop_near_duplicates(parts: Sequence[Done], settings: Settings, dropped: Dro
             number, split = shard
             if (*shard, position) in dropped or stays_whole(split, settings):
                 continue
-            note = parts[number].clips[split][position]
+            note = notes(number)[split][position]
             here = own.get((shard, position), len(places))
             for match in matches(
                 index,
@@ -98,24 +101,29 @@ def drop_near_duplicates(parts: Sequence[Done], settings: Settings, dropped: Dro
                 (other, other_split), other_position = places[match.clip]
                 if match.clip >= here or (other, other_split, other_position) in dropped:
                     continue
-                kept = parts[other].clips[other_split][other_position].id
+                kept = notes(other)[other_split][other_position].id
                 what = f"the recording of {kept}, {match.correlation:.2f} alike"
                 dropped.add(number, position, Rejected(note.id, "near_duplicate", what, "", split))
                 break
         first = last
 
 
+def _notes(parts: Sequence[Done]) -> Callable[[int], dict[str, list[Note]]]:
+    """What is remembered of a part's clips; of a few parts in memory."""
+    return functools.lru_cache(_KEPT_PARTS)(lambda number: parts[number].clips())
+
+
 def _shards(parts: Sequence[Done]) -> list[Shard]:
     """All shards, those that keep their clips first."""
     order = {"test": 0, "validation": 1}
-    found = [(number, split) for number, part in enumerate(parts) for split in part.clips]
+    found = [(number, split) for number, part in enumerate(parts) for split in part.sizes]
     return sorted(found, key=lambda shard: (order.get(shard[1], 2), shard[0]))
 
 
 def _clips(
     parts: Sequence[Done], shards: Sequence[Shard], title: str
 ) -> Iterator[tuple[Shard, int, Fingerprint]]:
-    total = sum(len(parts[number].clips[split]) for number, split in shards)
+    total = sum(parts[number].sizes[split] for number, split in shards)
     with tqdm(total=total, desc=title, unit="clip", delay=2.0, file=sys.stderr) as bar:
         for shard in shards:
             number, split = shard

@@ -78,12 +78,13 @@ def rows(root: Path, options: Options) -> Iterator[Row]:
                 f"{path}: which column holds the captions? It has"
                 f" {', '.join(map(repr, table.columns))}; say --caption-column=NAME"
             )
-        print(f"prepare: {path.name}: {len(table.rows)} rows, {columns}", flush=True)
+        print(f"prepare: {path.name}: {columns}", flush=True)
         yield from _table_rows(table, columns, base, options)
 
 
 def _table_rows(table: Table, columns: Columns, base: Path, options: Options) -> Iterator[Row]:
     files = AudioFiles(options.audio_dir, table.path.parent, base)
+    split_here = split_of_path(table.path, base)
     for line, cells in table.rows:
         where = table.where(line)
         name = str(cells.get(columns.audio) or "").strip()
@@ -103,7 +104,7 @@ def _table_rows(table: Table, columns: Columns, base: Path, options: Options) ->
             captions=texts([cells.get(column) for column in columns.captions]),
             generated=texts([cells.get(column) for column in columns.generated]),
             labels=texts([cells.get(columns.label)], separators=";,|"),
-            split=split or split_of_path(table.path, base),
+            split=split or split_here,
             licence=str(cells.get(columns.licence) or ""),
             source=str(cells.get(columns.source) or ""),
             fold=_whole(cells.get(columns.fold)),
@@ -166,10 +167,9 @@ def audio_rows(root: Path, options: Options) -> Iterator[Row]:
     Where all files lie in folders called train, valid, test and the like, these are the splits.
     """
     base = options.audio_dir or root
-    paths = list(find_audio_files(base))
-    tops = {path.relative_to(base).parts[0] for path in paths}
+    tops = (path.relative_to(base).parts[0] for path in find_audio_files(base))
     splits = all(canonical_split(top) in ("train", "validation", "test") for top in tops)
-    for path in paths:
+    for path in find_audio_files(base):
         name = path.relative_to(base)
         split = canonical_split(name.parts[0]) if splits else ""
         yield Row(name.as_posix(), path, split=split, where=str(path))

@@ -94,7 +94,7 @@ def _captions_by_video(root: Path, options: Options) -> dict[str, tuple[str, ...
                 f"{path}: a table of captions needs the columns id (or youtube_id) and caption; it"
                 f" has {', '.join(table.columns)}"
             )
-        print(f"prepare: captions from {path.name}: {len(table.rows)} rows", flush=True)
+        print(f"prepare: captions from {path.name}", flush=True)
         for _, cells in table.rows:
             video = parse_id(cells[column])[0]
             captions[video] = captions.get(video, ()) + texts([cells["caption"]])

@@ -7,14 +7,11 @@ workers.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from tqdm import tqdm
 from input_pipeline import audio_files
 from input_pipeline.opensounds import archives, licences, notes, soundfont
 from input_pipeline.opensounds.index import Row
+from input_pipeline.pool import mapped
 
 _BATCH = 32
 
@@ -110,25 +108,8 @@ def _batches(package: str, archive: Path, rows: list[Row], decoded: Decoded) -> 
     decoded.licences[package] = licences.describe(package, member, text)
 
 
-def _in_order(work: Iterable[Work], workers: int) -> Iterator[list[Result]]:
-    """Runs work items on ``workers`` processes (0: here), a few at a time; results in order."""
-    if workers == 0:
-        yield from (item() for item in work)
-        return
-    # spawn: forking a process that has started JAX or gRPC threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting: collections.deque[Future[list[Result]]] = collections.deque()
-        try:
-            for item in work:
-                waiting.append(pool.submit(item))
-                if len(waiting) >= 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+def _do(item: Work) -> list[Result]:
+    return item()
 
 
 def decode(
@@ -159,7 +140,7 @@ def decode(
         pcm_file.open("wb") as out,
         tqdm(total=len(wanted), desc="decoding", unit="clip", disable=None) as progress,
     ):
-        for results in _in_order(work, workers):
+        for results in mapped(_do, work, workers, ahead=4):
             for package, path, pcm, reason, detail in results:
                 if reason:
                     skipped[package, path] = (reason, detail)
