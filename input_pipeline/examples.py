@@ -158,7 +158,8 @@ def _example(
     if not stays_whole(split, settings) and (
         problem := cleaning.check_pcm(pcm, settings.sample_rate, settings.limits)
     ):
-        return Rejected(clip_id, *problem, row.where, split)
+        where = row.where if clip_id == row.id else f"{row.where}, {clip_id}"
+        return Rejected(clip_id, *problem, where, split)
     return Example(split, cleaning.pcm_digest(pcm), {"audio": pcm, "id": clip_id, **described})
 
 

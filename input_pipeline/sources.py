@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ from alm_jax.errors import UserError, did_you_mean
 PREPARE_HINT = "build it with `alm prepare` (`alm prepare --help` lists what it can build)"
 GENERATED = "text_generated"  # the feature with captions by a model; older datasets have none
 _FINGERPRINT_RECORDS = 16
+_OTHER_FILES = 512  # that a process may have open beside shards
+_opened: list[int] = []  # shards of every dataset that this process has opened
 
 
 class Source(Sequence[dict[str, Any]]):
@@ -187,6 +190,7 @@ def open_source(directory: str | os.PathLike[str], split: str) -> Source:
         raise UserError(f"{path}: split {split!r} is not in TFDS's notation ({error})") from error
     if not num_examples:
         raise UserError(f"{path}: split {split!r} has no examples; see prepare_report.json there")
+    _allow_open_files(sum(info.num_shards for info in builder.info.splits.values()))
     records = builder.as_data_source(
         split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     ).data_source
@@ -200,6 +204,16 @@ def open_source(directory: str | os.PathLike[str], split: str) -> Source:
         sample_rate=None if sample_rate is None else int(sample_rate),
         description=_description(builder, split),
     )
+
+
+def _allow_open_files(shards: int) -> None:
+    """Raises this process' limit of open files: array_record keeps one for each shard it read."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _opened.append(shards)
+    wanted = sum(_opened) + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def resolve_version(directory: str | os.PathLike[str]) -> str:
