@@ -174,7 +174,6 @@ def write_part(part: Part, settings: Settings, work: Path) -> Done:
         return done
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    encode = _Encoder()
     writers: dict[str, Any] = {}
     clips: dict[str, list[Clip]] = {}
     prints: dict[str, list[Fingerprint]] = {}
@@ -238,17 +237,21 @@ def read_pcm(done: Done, split: str, position: int) -> np.ndarray:
     return np.frombuffer(features["audio"].bytes_list.value[0], np.int16)
 
 
-class _Encoder:
-    """Example -> serialised tf.train.Example, as TFDS would write it."""
-
-    def __init__(self) -> None:
-        self._features = tfds.features.FeaturesDict(FEATURES)
-        info = self._features.get_serialized_info()
-        self._serializer = tfds.core.example_serializer.ExampleSerializer(info)
-
-    def __call__(self, example: Example) -> bytes:
-        encoded = self._features.encode_example(example.features)
-        return self._serializer.serialize_example(encoded)
+def encode(example: Example) -> bytes:
+    """The serialised tf.train.Example that TFDS would write of `FEATURES`, in half the time."""
+    message = tf_example_pb2.Example()
+    for name, value in example.features.items():
+        feature: Any = message.features.feature[name]
+        if isinstance(value, int):
+            feature.int64_list.value.append(value)
+            continue
+        values: Any = [value] if isinstance(value, str | np.ndarray) else value
+        feature.bytes_list.SetInParent()  # also where the list is empty
+        feature.bytes_list.value.extend(
+            item.tobytes() if isinstance(item, np.ndarray) else item.encode("utf-8", "replace")
+            for item in values
+        )
+    return message.SerializeToString()
 
 
 def _note(example: Example) -> Clip:

@@ -30,7 +30,7 @@ from input_pipeline.examples import Settings
 from input_pipeline.own_data import prepare_own
 from input_pipeline.sources import open_source
 
-FILES, ROUNDS, SECONDS, RATE = 150, 3, 10, 44100
+FILES, ROUNDS, SECONDS, RATE = 300, 5, 10, 44100
 
 
 def write_files(directory: str, folder: Path) -> list[Path]:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from alm_jax import cli
 from alm_jax.errors import UserError
 from alm_jax.evaluators.clips import Clips
 from alm_jax.evaluators.suite import caption_results, retrieval_results
-from input_pipeline import audio_files, cleaning, prepare
+from input_pipeline import audio_files, cleaning, parts, prepare
 from input_pipeline.cleaning import Limits, check_pcm, clean_captions, find_duplicates
 from input_pipeline.examples import Example, Settings, examples, label_text
 from input_pipeline.formats.rows import Row
@@ -212,6 +213,21 @@ def test_stopped_build_goes_on(
     folder = build(root, out)
     assert len(decoded) == 2  # only the part with the mended file
     assert set(read(folder)) == set(names) and not (out / ".work").exists()
+
+
+@pytest.mark.parametrize("captions", [("a dog", "Hündin 犬"), ()])
+def test_records_are_those_of_tfds(sounds: Sounds, tmp_path: Path, captions: tuple) -> None:
+    """A record that TFDS would have written differently is one that other tools cannot read."""
+    path = write_sound(tmp_path / "a.wav", sounds[0])
+    row = Row("a", path, captions, labels=captions[:1], fold=3, licence="CC0")
+    settings = Settings(limits=Limits(needs_caption=False))
+    (example,) = examples([row], settings)
+    assert isinstance(example, Example)
+    features = tfds.features.FeaturesDict(parts.FEATURES)
+    serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+    theirs = serializer.serialize_example(features.encode_example(example.features))
+    message = tf_example_pb2.Example.FromString
+    assert message(parts.encode(example)) == message(theirs)
 
 
 def test_duplicates_in_different_parts(

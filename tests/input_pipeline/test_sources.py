@@ -214,3 +214,16 @@ def test_reading_is_fast(write: Write, make_example: MakeExample, tmp_path: Path
         source.audio_and_captions(index)
     # Processor time, so that a busy machine does not fail it; measured: 0.008 to 0.02.
     assert time.process_time() - start < 0.1
+
+
+def test_more_shards_than_files_may_be_open(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million clips are two thousand files; most systems let a process open 1,024."""
+    from input_pipeline import sources
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(sources, "_opened", [2000])
+    monkeypatch.setattr(sources.resource, "getrlimit", lambda kind: (1024, 4096))
+    monkeypatch.setattr(sources.resource, "setrlimit", lambda kind, limit: asked.append(limit))
+    open_source(dataset, "train")
+    ((soft, hard),) = asked
+    assert 2512 < soft < 2600 and hard == 4096
