@@ -15,12 +15,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from alm_jax.models import linear
 from alm_jax.models.layers import Attention, Mlp, drop_path, dropout, layer_norm
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(linear.PRODUCT),
+    ),
 }
 
 

@@ -37,10 +37,10 @@ def test_layers_in_a_scan_count_as_often_as_they_run():
 
 def test_against_xla_without_a_loop():
     """Another counter would say something else of the same step."""
-    function, operands = stack(unroll=3)
+    function, operands = stack(unroll=3, activation="relu")
     cost = jax.jit(function).lower(*operands).compile().cost_analysis()
     counted = flops.count(jax.make_jaxpr(function)(*operands))
-    # XLA also counts what is no product: norms, softmax, activations; a few per cent here.
+    # XLA also counts what is no product: norms, softmax; a few per cent here.
     assert counted < cost["flops"] < 1.15 * counted
 
 
