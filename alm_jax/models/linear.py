@@ -18,13 +18,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from alm_jax.parallel.sharding import constrain
 
-
-PRODUCT = "product"  # `jax.ad_checkpoint` name of what a Dense layer's matrix product returns
+# `jax.ad_checkpoint` name of what a Dense layer's matrix product returns.
+PRODUCT = "product"
 
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., I] times a kernel [I, O]: [..., O] in their dtype.
+    """Product [..., O] of x [..., I] and a kernel [I, O], in their dtype.
 
     JAX's own gradient of the kernel is the transpose of g^T x. On the CPU, XLA then writes g out
     transposed before every such product, which costs an eighth of a layer's time.
