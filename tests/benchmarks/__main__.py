@@ -30,12 +30,13 @@ def main() -> int:
     benchmarks: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
         "training": lambda args: training.rows(args.repeats, args.batch_size),
         "packing": lambda args: packing.rows(args.repeats, 4 * args.batch_size, args.data),
-        "loading": lambda args: loading.rows(args.repeats, args.data),
+        "loading": lambda args: loading.rows(args.repeats, args.data, args.seconds),
         "overheads": lambda args: overheads.rows(args.repeats, args.data),
     }
     parser.add_argument("names", nargs="*", choices=[[], *benchmarks], help="default: all")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way (default 3)")
     parser.add_argument("--batch-size", type=int, default=8, help="of the train steps (default 8)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of clips that are loaded")
     parser.add_argument("--data", default="data/opensounds/default/1.0.0", help="prepared dataset")
     parser.add_argument("--output", help="also write all figures as JSON to this file")
     args = parser.parse_args()
