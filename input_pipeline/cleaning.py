@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.audio_files import SILENCE
+from input_pipeline.language import other_language
 
 # Full scale is 32767; rounding and a resampler's ripple leave clipped samples a step below.
 _FULL_SCALE = 32766
@@ -32,6 +33,8 @@ class Limits:
       max_clipped: largest share of samples at full scale. Of the 261 recorded clips of OpenSounds'
         tiny tier one exceeds 4% (an explosion, 14%), five exceed 1%.
       script: captions must be in this writing system, such as latin; "" takes any.
+      language: captions must not clearly be in another language than this one, such as en
+        (`input_pipeline.language`); "" takes any.
       needs_caption: a clip without caption (and without label to make one of) is rejected.
       keep_duplicates: clips with the PCM of another one stay.
       keep_near_duplicates: clips that sound like another one, re-encoded or cut, stay.
@@ -43,6 +46,7 @@ class Limits:
     silence_db: float = round(20 * float(np.log10(SILENCE)), 1)
     max_clipped: float = 0.1
     script: str = ""
+    language: str = ""
     needs_caption: bool = True
     keep_duplicates: bool = False
     keep_near_duplicates: bool = True
@@ -91,6 +95,15 @@ def script_of(text: str) -> str:
 @functools.cache
 def _script(letter: str) -> str:
     return unicodedata.name(letter, "unknown").split()[0].lower()
+
+
+def foreign(text: str, limits: Limits) -> tuple[str, str] | None:
+    """Judges a caption's writing system and language: reason and detail, or None for a good one."""
+    if limits.script and (script := script_of(text)) not in (limits.script, "none"):
+        return "other_script", f"{script} letters, --script={limits.script}: {text!r:.80}"
+    if limits.language and (language := other_language(text, limits.language)):
+        return "other_language", f"in {language}, --language={limits.language}: {text!r:.80}"
+    return None
 
 
 def check_pcm(pcm: np.ndarray, sample_rate: int, limits: Limits) -> tuple[str, str] | None:

@@ -117,16 +117,16 @@ def _describe(row: Row, split: str, settings: Settings) -> dict[str, object] | R
         return without("bad_span", f"it ends at {row.end:g} s and begins at {row.start:g} s")
     captions, kind = cleaning.clean_captions(row.captions), row.caption_kind
     generated = cleaning.clean_captions(row.generated)
-    if settings.limits.script and not stays_whole(split, settings):
-        wanted = (settings.limits.script, "none")
+    if not stays_whole(split, settings):
         found = captions + generated
         captions, generated = (
-            tuple(text for text in texts if cleaning.script_of(text) in wanted)
+            tuple(text for text in texts if not cleaning.foreign(text, settings.limits))
             for texts in (captions, generated)
         )
         if found and not captions + generated:
-            what = f"{cleaning.script_of(found[0])} letters, --script={settings.limits.script}"
-            return without("other_script", what)
+            problem = cleaning.foreign(found[0], settings.limits)
+            assert problem is not None
+            return without(*problem)
     if not captions and generated:
         captions, generated, kind = generated, (), "generated"
     if not captions and row.labels and settings.label_captions:

@@ -14,6 +14,7 @@ from alm_jax.errors import UserError
 from input_pipeline.cleaning import Limits
 from input_pipeline.examples import Settings
 from input_pipeline.formats import FORMATS, Options
+from input_pipeline.language import check_language
 from input_pipeline.opensounds import index
 from input_pipeline.opensounds.build import PrepareError, prepare_opensounds
 from input_pipeline.own_data import prepare_own
@@ -132,6 +133,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="reject captions in another writing system than this one, such as latin",
     )
     limits.add_argument(
+        "--language",
+        default=defaults.language,
+        metavar="CODE",
+        help="reject captions clearly in another language than this one, such as en",
+    )
+    limits.add_argument(
         "--drop-near-duplicates",
         action="store_false",
         dest="keep_near_duplicates",
@@ -179,6 +186,8 @@ def _own(options: argparse.Namespace) -> Path:
             f"--segment-seconds={options.segment_seconds:g}: must lie between"
             f" --min-seconds={limits.min_seconds:g} and --max-seconds={limits.max_seconds:g}"
         )
+    if limits.language:
+        check_language(limits.language)
     if options.split and not options.split.isidentifier():
         raise UserError(f"--split={options.split}: needed is a word, such as train")
     columns = {

@@ -73,7 +73,7 @@ def test_every_import_is_declared():
     """An undeclared import works here by luck and fails on a fresh machine."""
     core = _declared()
     optional = set().union(
-        *map(_declared, ("torch", "hf", "onnx", "app", "import", "captions", "beam"))
+        *map(_declared, ("torch", "hf", "onnx", "app", "import", "captions", "beam", "language"))
     )
     for path, module, names, at_import in _third_party():
         # A file for use with an exported model runs beside torch, without this package.

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from alm_jax import cli
 from alm_jax.errors import UserError
+from input_pipeline import prepare as prepare_verb
 from input_pipeline.cleaning import Limits
 from input_pipeline.concatenate import FORMS, join_audio, join_captions
 from input_pipeline.labels import read_labels
@@ -231,3 +233,33 @@ def test_prepared_captions_of_both_kinds(sounds: list[np.ndarray], tmp_path: Pat
     }
     with pytest.raises(UserError, match=r"no column 'gpt' \(--generated-caption-column\)"):
         build(tmp_path / "in", tmp_path / "no", generated_columns=("gpt",))
+
+
+def test_captions_in_another_language(
+    sounds: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """French captions have the letters of English ones; short English names must not be lost."""
+    pytest.importorskip("py3langid")
+    captions = [
+        "A grey fox.",
+        "Un chien aboie pendant que la pluie tombe sur le toit",
+        "12",
+        "koala",
+    ]
+    lines = ["file,caption,also"]
+    for number, caption in enumerate(captions):
+        write_sound(tmp_path / f"in/{number}.wav", sounds[number])
+        lines.append(f"{number}.wav,{caption},Ein Hund bellt und der Wind heult")
+    write_text(tmp_path / "in/t.csv", "\n".join(lines))
+    base = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--max-rejected=1"]
+    base += ["--split=train", "--workers=0", "--caption-column=caption", "--caption-column=also"]
+    assert cli.run(prepare_verb.main, [*base, "--language=eng"]) == 2
+    assert "--language=eng: not the code of a language, such as en" in capsys.readouterr().err
+    assert cli.run(prepare_verb.main, [*base, "--language=en"]) == 0
+    folder = tmp_path / "out/1.0.0"
+    assert rejected(folder) == {"1.wav": "other_language"}
+    assert [e["text"] for e in open_source(folder, "train")] == [
+        ("A grey fox.",),
+        ("12",),
+        ("koala",),
+    ]
