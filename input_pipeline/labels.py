@@ -13,19 +13,38 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from alm_jax.errors import UserError, did_you_mean
-from input_pipeline.sources import Source
 
 CLASSES_NAME = "classes.txt"  # of a run: a name a line, in the order of the classifier's outputs
 UNLABELLED = ("error", "drop", "keep")
 _RARE = 0.01  # added to the number of clips of a class, as AudioMAE does
 _SHOWN = 5
+
+
+class Examples(Protocol):
+    """What labels are read from: a `Source`, or a split whose features are in memory."""
+
+    @property
+    def directory(self) -> str:
+        """The dataset's folder."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """The split's name."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def metadata(self) -> Iterator[dict[str, Any]]:
+        """Yields every example in order without its audio."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +145,7 @@ def label_names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def classes_of(opened: Sequence[Source], feature: str) -> tuple[str, ...]:
+def classes_of(opened: Sequence[Examples], feature: str) -> tuple[str, ...]:
     """All labels that occur, sorted.
 
     Raises:
@@ -138,7 +157,7 @@ def classes_of(opened: Sequence[Source], feature: str) -> tuple[str, ...]:
 
 
 def read_labels(
-    opened: Sequence[Source], feature: str, classes: Sequence[str], unlabelled: str
+    opened: Sequence[Examples], feature: str, classes: Sequence[str], unlabelled: str
 ) -> Labels:
     """Reads the labels of every example.
 
@@ -186,7 +205,7 @@ def read_labels(
     return Labels(tuple(classes), np.asarray(first, np.int64), np.asarray(item, np.int32), kept)
 
 
-def _each(opened: Sequence[Source], feature: str, what: str) -> Iterator[tuple[str, ...]]:
+def _each(opened: Sequence[Examples], feature: str, what: str) -> Iterator[tuple[str, ...]]:
     """The labels of every example of all sources, in order."""
     total = sum(map(len, opened))
     with tqdm(total=total, desc=f"reading {what}", unit="clip", delay=2.0) as bar:

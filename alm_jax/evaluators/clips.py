@@ -57,18 +57,26 @@ class Clips:
     @classmethod
     def read(cls, directory: str | os.PathLike[str], split: str) -> Clips:
         """Opens a prepared dataset; errors as `input_pipeline.sources.open_source`."""
-        source = open_source(directory, split)
+        return cls.of(open_source(directory, split))
+
+    @classmethod
+    def of(cls, source: Source) -> Clips:
+        """What an open split holds beside its audio; reads it once."""
         examples = tuple(source.metadata())
         captions, caption_of_clip = distinct_captions([e["text"] for e in examples])
         return cls(
             source.directory,
-            split,
+            source.split,
             source.fingerprint,
             source.sample_rate,
             examples,
             captions,
             caption_of_clip,
         )
+
+    def metadata(self) -> Iterator[dict[str, Any]]:
+        """Yields every example in order without its audio, as the source does."""
+        return iter(self.examples)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -1,15 +1,18 @@
 """Compositional understanding: which caption belongs to which of two clips with the same words.
 
-A group is two clips and two captions. With s(c, a) the cosine of caption c and clip a:
+A group is two clips and their two captions; a quarter of CompA-order's groups have a third of each.
+With s(c, a) the cosine of caption c and clip a:
 
-* text score: each clip is closer to its own caption, s(0,0) > s(1,0) and s(1,1) > s(0,1);
-* audio score: each caption is closer to its own clip, s(0,0) > s(0,1) and s(1,1) > s(1,0);
+* text score: each clip is closer to its own caption than to the others, s(i, i) > s(j, i);
+* audio score: each caption is closer to its own clip than to the others, s(i, i) > s(i, j);
 * group score: both.
 
-Random scores get 1/4, 1/4 and 1/6. Ties count against the model.
+Random scores of two get 1/4, 1/4 and 1/6; of three 1/27, 1/27 and 1/60. Ties count against the
+model.
 
-Sources: Ghosh et al., CompA, ICLR 2024 (`evaluation/benchmark_eval.py`: f, g and h score); Thrush
-et al., Winoground, CVPR 2022.
+Sources: Ghosh et al., CompA, ICLR 2024 (`evaluation/benchmark_eval.py`: f, g and h score, of the
+first two of each group alone); Thrush et al., Winoground, CVPR 2022. That no published number
+counts the third clip is not confirmed by the paper's text, so rows with it have names of their own.
 """
 
 from __future__ import annotations
@@ -30,27 +33,44 @@ from input_pipeline.formats.audio_lookup import AudioFiles
 from input_pipeline.formats.tables import read_table
 
 PROTOCOL = "compositional-v1: cosine, ties within {tolerance:g} lose"
-# Clip and caption of both sides, by the names that CompA's tables have.
+# Clip and caption of each side, by the names that CompA's tables have.
 _COLUMNS = ("pair_file", "pair_caption", "reversed_pair_file", "reversed_pair_caption")
+_THIRD = ("triplet_file", "triplet_caption")
+_NONE = ("", "-")  # what CompA-order has where a group has no third clip
+# Chance of text, audio and group score of groups of two and of three.
+_CHANCE = {2: (1 / 4, 1 / 4, 1 / 6), 3: (1 / 27, 1 / 27, 1 / 60)}
+_SCORES = (
+    ("text_score", "f: each clip closer to its own caption"),
+    ("audio_score", "g: each caption closer to its own clip"),
+    ("group_score", "h: both"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class Groups:
     """A table of groups.
 
     Attributes:
-      files: paths [g][2].
-      captions: [g][2], in the order of the files.
+      files: paths [g][2 or 3].
+      captions: [g][2 or 3], in the order of the files.
       fingerprint: hash of the captions and of the files' content.
     """
 
-    files: list[tuple[Path, Path]]
-    captions: list[tuple[str, str]]
+    files: list[tuple[Path, ...]]
+    captions: list[tuple[str, ...]]
     fingerprint: str
 
+    @property
+    def sizes(self) -> list[int]:
+        """Clips of each group."""
+        return [len(group) for group in self.files]
 
-def read_pairs(path: Path) -> Pairs:
+
+def read_groups(path: Path) -> Groups:
     """Reads a table with CompA's columns; audio is looked for below the table's folder.
+
+    CompA-attribute's `pair_file` are names of videos; where `pair_file.1` stands beside it, that is
+    the name of the file.
 
     Raises:
       UserError: not a table, a column or a file is missing, a cell is empty, or fewer than two
@@ -71,62 +91,86 @@ def read_pairs(path: Path) -> Pairs:
     files, captions = [], []
     digest = hashlib.sha256()
     for line, cells in table.rows:
-        values = [str(cells[name] or "").strip() for name in _COLUMNS]
-        if "" in values:
-            raise UserError(f"{table.where(line)}: {_COLUMNS[values.index('')]} is empty")
-        pair = []
-        for name in values[::2]:
-            found = audio.find(name)
+        text = {name: str(value or "").strip() for name, value in cells.items()}
+        names: tuple[str, ...] = _COLUMNS
+        if any(text.get(name, "") not in _NONE for name in _THIRD):
+            names += _THIRD
+        if empty := [name for name in names if text.get(name, "") in _NONE]:
+            raise UserError(f"{table.where(line)}: {empty[0]} is empty")
+        group = []
+        for name in names[::2]:
+            wanted = text.get(f"{name}.1") or text[name]
+            found = audio.find(wanted)
             if found is None:
-                raise UserError(f"{table.where(line)}: {audio.why_missing(name)}")
+                raise UserError(f"{table.where(line)}: {audio.why_missing(wanted)}")
             digest.update(hashlib.sha256(found.read_bytes()).digest())
-            pair.append(found)
-        files.append((pair[0], pair[1]))
-        captions.append((values[1], values[3]))
+            group.append(found)
+        files.append(tuple(group))
+        captions.append(tuple(text[name] for name in names[1::2]))
         digest.update(repr(captions[-1]).encode())
     if len(files) < 2:
         raise UserError(f"{path} has {len(files)} groups: two at least make a share")
-    return Pairs(files, captions, digest.hexdigest()[:16])
+    return Groups(files, captions, digest.hexdigest()[:16])
 
 
 def compositional_metrics(
-    audio: ArrayLike, text: ArrayLike, *, prefix: str, tie_tolerance: float = TIE_TOLERANCE
+    audio: ArrayLike,
+    text: ArrayLike,
+    sizes: list[int],
+    *,
+    prefix: str,
+    tie_tolerance: float = TIE_TOLERANCE,
 ) -> dict[str, dict[str, Any]]:
     """Text, audio and group score.
 
     Args:
-      audio: embeddings of clips [2 g, D], the two of a group after each other.
-      text: embeddings of their captions [2 g, D].
+      audio: embeddings of clips [n, D], those of a group after each other.
+      text: embeddings of their captions [n, D].
+      sizes: clips of each group, 2 or 3, n together.
       prefix: names start with it.
       tie_tolerance: cosine difference up to which two scores are tied.
 
     Returns:
-      Rows `{prefix}/text_score`, `/audio_score`, `/group_score`.
+      Rows `{prefix}/text_score`, `/audio_score`, `/group_score` of the first two of each group; and
+      where there are groups of three, `/text_score[triplets]` and so on of all of each.
     """
-    clips, captions = unit_grid(audio, "audio"), unit_grid(text, "text")
-    groups = len(clips) // 2
-    by_group = [x.reshape(groups, 2, -1).astype(np.float64) for x in (captions, clips)]
-    score = np.einsum("gcd,gad->gca", *by_group)
+    ends = np.cumsum(sizes)[:-1]
+    clips = np.split(unit_grid(audio, "audio").astype(np.float64), ends)
+    captions = np.split(unit_grid(text, "text").astype(np.float64), ends)
     margin = np.rint(tie_tolerance * GRID * GRID)
-    own = score[:, [0, 1], [0, 1]]
-    by_clip, by_caption = score[:, [1, 0], [0, 1]], score[:, [0, 1], [1, 0]]
-    right_text = (own > by_clip + margin).all(axis=1)
-    right_audio = (own > by_caption + margin).all(axis=1)
-    return {
-        f"{prefix}/{name}": {
-            "value": float(right.mean()),
-            "chance": chance,
-            "unit": "fraction",
-            "n_clips": 2 * groups,
-            "n_captions": 2 * groups,
-            "n_queries": groups,
-            "protocol": PROTOCOL.format(tolerance=tie_tolerance),
-            "convention": convention,
-            **with_interval(mean_interval(right), "groups"),
-        }
-        for name, right, chance, convention in (
-            ("text_score", right_text, 1 / 4, "CompA's f: each clip closer to its own caption"),
-            ("audio_score", right_audio, 1 / 4, "CompA's g: each caption closer to its own clip"),
-            ("group_score", right_text & right_audio, 1 / 6, "CompA's h: both"),
+    protocol = PROTOCOL.format(tolerance=tie_tolerance)
+    rows = {}
+    forms = [("", [2] * len(sizes), "CompA's {}, as released: the first two of each group")]
+    if max(sizes) > 2:
+        what = "as CompA's {}, among all two or three of each group"
+        forms.append(("[triplets]", sizes, what))
+    for suffix, taken, convention in forms:
+        right = np.asarray(
+            [
+                _right(own[:size] @ heard[:size].T, margin)
+                for own, heard, size in zip(captions, clips, taken, strict=True)
+            ]
         )
-    }
+        chance = np.mean([_CHANCE[size] for size in taken], axis=0)
+        for place, (name, meaning) in enumerate(_SCORES):
+            rows[f"{prefix}/{name}{suffix}"] = {
+                "value": float(right[:, place].mean()),
+                "chance": float(chance[place]),
+                "unit": "fraction",
+                "n_clips": sum(taken),
+                "n_captions": sum(taken),
+                "n_queries": len(taken),
+                "protocol": protocol,
+                "convention": convention.format(meaning),
+                **with_interval(mean_interval(right[:, place]), "groups"),
+            }
+    return rows
+
+
+def _right(score: np.ndarray, margin: float) -> tuple[bool, bool, bool]:
+    """Whether a group is right by text, by audio, and by both; score [captions, clips]."""
+    own = np.diagonal(score)
+    other = np.where(np.eye(len(score), dtype=bool), -np.inf, score)
+    by_text = bool((own > other.max(axis=0) + margin).all())
+    by_audio = bool((own > other.max(axis=1) + margin).all())
+    return by_text, by_audio, by_text and by_audio

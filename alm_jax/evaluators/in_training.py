@@ -48,10 +48,11 @@ def make_evaluator(
     mesh = setup.mesh
     everywhere = replicated(mesh)
     losses = jax.jit(make_eval_step(config, setup), out_shardings=everywhere)
-    clips = Clips.read(config.data.dir, split)
+    data = LoaderConfig.create(config.data)
+    clips = Clips.of(*data.open(split))
     if config.model.text is not None:
         clips.require_captions()
-    labels = _labels(config, classes)
+    labels = read_labels([clips], data.labels, classes, data.unlabelled) if classes else None
     kept = len(clips) if labels is None else len(labels.kept)
     batch_size = min(config.eval.batch_size, kept)
     layout = batch_sharding(mesh)
@@ -105,15 +106,6 @@ def make_evaluator(
         return scalars | {name: row["value"] for name, row in rows.items()}
 
     return evaluator
-
-
-def _labels(config: ConfigDict, classes: Sequence[str]) -> Labels | None:
-    """Labels of the evaluation split; None for runs without classes."""
-    if not classes:
-        return None
-    data = LoaderConfig.create(config.data)
-    opened = data.open(config.data.eval_split)
-    return read_labels(opened, data.labels, classes, data.unlabelled)
 
 
 def _on_this_process(params: Any) -> Any:

@@ -16,7 +16,6 @@ from alm_jax.evaluators.session import Session
 from alm_jax.evaluators.suite import Results
 from input_pipeline import labels as class_labels
 from input_pipeline.loader_config import LoaderConfig
-from input_pipeline.sources import open_source
 
 _BATCH = 64  # windows that the model takes at a time
 _CHUNK = 512  # clips in memory at a time
@@ -66,8 +65,7 @@ def own_classes(
             f"{protocol.name} needs a model that was trained on labels; {model!r} has no classes "
             "(config.data.labels, objectives.classification)"
         )
-    source = open_source(clips.directory, clips.split)
-    labels = class_labels.read_labels([source], data.labels, model.classes, data.unlabelled)
+    labels = class_labels.read_labels([clips], data.labels, model.classes, data.unlabelled)
     chunks = clips.audio_chunks("classifying clips", _CHUNK, labels.kept)
     logits = np.concatenate(
         [model.class_logits(audio, model.sample_rate, batch_size=_BATCH) for audio in chunks]

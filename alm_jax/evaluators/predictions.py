@@ -20,7 +20,7 @@ def write_captions(
     Columns: `file_name`, `caption_predicted` (as DCASE's submissions), and `captions`, the list of
     references in Python's notation:
 
-        python -m aac_metrics.eval -i predictions.csv -cc caption_predicted -rc captions
+        python -m aac_metrics.eval -i predictions.csv
 
     Args:
       path: the file.

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from alm_jax.errors import UserError
 from alm_jax.evaluators import caption_java, label_runs, protocols
 from alm_jax.evaluators.caption_metrics import caption_metrics, checked_references
 from alm_jax.evaluators.caption_sets import caption_set_metrics
 from alm_jax.evaluators.clips import Clips
-from alm_jax.evaluators.compositional import compositional_metrics, read_pairs
+from alm_jax.evaluators.compositional import compositional_metrics, read_groups
 from alm_jax.evaluators.files import save_evaluation
 from alm_jax.evaluators.labels import read_labels
 from alm_jax.evaluators.predictions import write_answers, write_captions
@@ -26,6 +27,7 @@ from alm_jax.evaluators.tagging import tagging_metrics
 from alm_jax.evaluators.zero_shot import TEMPLATES, zero_shot_metrics
 
 log = logging.getLogger("alm_jax")
+_FILES = 64  # at a time
 
 
 def run(protocol: Protocol, session: Session, folder: Path | None) -> Results:
@@ -182,16 +184,21 @@ def _compositional(
     protocol: protocols.Compositional, session: Session, folder: Path | None
 ) -> Results:
     del folder
-    pairs = read_pairs(session.data)
-    model = session.model
-    audio = model.embed_audio([str(path) for pair in pairs.files for path in pair], batch_size=64)
-    text = model.embed_text([caption for pair in pairs.captions for caption in pair])
-    rows = compositional_metrics(audio, text, prefix=f"eval/{protocol.name}")
+    groups = read_groups(session.data)
+    paths = [str(path) for group in groups.files for path in group]
+    audio, model = [], session.model
+    for first in tqdm(range(0, len(paths), _FILES), "embedding clips", delay=2.0):
+        audio.append(model.embed_audio(paths[first : first + _FILES], batch_size=_FILES))
+    text = model.embed_text([caption for group in groups.captions for caption in group])
+    prefix = f"eval/{protocol.name}"
+    rows = compositional_metrics(np.concatenate(audio), text, groups.sizes, prefix=prefix)
+    common = {"dataset": str(session.data), "dataset_fingerprint": groups.fingerprint}
+    if protocol.groups and len(groups.sizes) != protocol.groups:
+        common["note"] = _unlike_published([f"{len(groups.sizes)} groups, not {protocol.groups}"])
     return flatten_results(
         {name: row | {"protocol": _tagged(protocol, row)} for name, row in rows.items()},
-        dataset=str(session.data),
-        dataset_fingerprint=pairs.fingerprint,
         prompt="the caption as written",
+        **common,
     )
 
 
@@ -208,6 +215,10 @@ def _clips(protocol: Protocol, session: Session) -> Clips:
 def _ids(clips: Clips) -> np.ndarray:
     """Of every clip, its row's number where it has none."""
     return np.asarray([str(e.get("id", row)) for row, e in enumerate(clips.examples)])
+
+
+def _unlike_published(notes: list[str]) -> str:
+    return "not the published set: " + "; ".join(notes)
 
 
 def _tagged(protocol: Protocol, row: Any) -> str:
@@ -239,7 +250,7 @@ def _named(
     if prompt:
         common["prompt"] = prompt
     if notes:
-        common["note"] = "not the published set: " + "; ".join(notes)
+        common["note"] = _unlike_published(notes) if protocol.layout else "; ".join(notes)
     named = {name: row | {"protocol": _tagged(protocol, row)} for name, row in rows.items()}
     if gallery:
         for name, row in named.items():

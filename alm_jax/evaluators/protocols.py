@@ -121,7 +121,13 @@ class Captions(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Compositional(Protocol):
-    """Pairs of clips and of captions that differ in composition; `--data` is a table."""
+    """Groups of clips and captions that differ in composition; `--data` is a table.
+
+    Attributes:
+      groups: as published; 0 where that is not confirmed.
+    """
+
+    groups: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,8 +267,9 @@ PROTOCOLS: dict[str, Protocol] = {
         Captions("any-captions", "any dataset with captions as references"),
         Compositional(
             "compa-order",
-            "CompA-order: two clips with the same sounds in another order",
-            papers="CompA-CLAP",
+            "CompA-order: two or three clips with the same sounds in another order",
+            groups=400,
+            papers="CompA-CLAP, the first two of each group",
         ),
         Compositional(
             "compa-attribute",
@@ -324,6 +331,8 @@ def format_list() -> str:
             prompt = " | ".join(TEMPLATES[protocol.prompt])
             classes = f"{protocol.classes} classes, " if protocol.classes else ""
             sizes = ", ".join(filter(None, [sizes, f"{classes}prompt {prompt!r}"]))
+        if isinstance(protocol, Compositional) and protocol.groups:
+            sizes = f"{protocol.groups} groups"
         papers = f"reported by {protocol.papers}" if protocol.papers else ""
         for line in filter(None, (sizes, papers)):
             lines.append(f"{'':24s}  {line}")

@@ -33,7 +33,6 @@ from alm_jax.evaluators.chance import (
 from alm_jax.evaluators.ranking import (
     TIE_TOLERANCE,
     Positives,
-    check_embeddings,
     rank_positives,
     unit_grid,
 )
@@ -193,67 +192,3 @@ def _pairs(
         raise UserError(f"{missing.size} clips have no caption, first clip {missing[0]}")
     clip, place = np.nonzero(table >= 0)
     return clip, table[clip, place]
-
-
-def embedding_health(x: ArrayLike) -> dict[str, float]:
-    """Numbers that tell a working embedding from a collapsed one.
-
-    Args:
-      x: embeddings [n, D] of n >= 2 different inputs.
-
-    Returns:
-      mean_cosine: mean cosine over all pairs of different rows; 1 when all point one way.
-      effective_rank: exponential of the entropy of the normalised variances along the principal
-        axes of the centred unit rows (Roy and Vetterli, EUSIPCO 2007, on the covariance); 1 when
-        they differ along one line only, 0 when they do not differ at all.
-      mean_norm, min_norm: lengths of the rows before normalisation.
-      n, dimensions: the shape of x.
-
-    Raises:
-      UserError: NaN or infinite values, or fewer than two rows.
-    """
-    array = check_embeddings(x, "the")
-    n, width = array.shape
-    if n < 2:
-        raise UserError("embedding_health needs at least two embeddings of different inputs")
-    norms = np.linalg.norm(array, axis=1)
-    unit = array / np.where(norms > 0, norms, 1.0)[:, None]
-    nonzero = int((norms > 0).sum())
-    total = float(np.square(unit.sum(axis=0)).sum())
-    centred = unit - unit.mean(axis=0)
-    gram = centred.T @ centred if width <= n else centred @ centred.T
-    variance = np.clip(np.linalg.eigvalsh(gram), 0.0, None)
-    # Below float32 noise there is no variance to speak of: equal rows have rank 0, not noise rank.
-    variance = variance[variance > n * 1e-13]
-    share = variance / variance.sum() if variance.size else variance
-    entropy = float(-(share * np.log(share)).sum())
-    return {
-        "mean_cosine": (total - nonzero) / (n * (n - 1)),
-        "effective_rank": math.exp(entropy) if variance.size else 0.0,
-        "mean_norm": float(norms.mean()),
-        "min_norm": float(norms.min()),
-        "n": float(n),
-        "dimensions": float(width),
-    }
-
-
-def is_collapsed(
-    x: ArrayLike, *, max_mean_cosine: float = 0.999, min_effective_rank: float = 1.5
-) -> bool:
-    """Whether embeddings of different inputs carry (almost) nothing.
-
-    True when they all point one way, when all are zero, or when 16 or more of them vary along a
-    single line only.
-
-    Args:
-      x: embeddings [n, D] of n >= 2 different inputs.
-      max_mean_cosine: a mean cosine at or above this is a collapse.
-      min_effective_rank: an effective rank below this is a collapse, if n >= 16.
-
-    Raises:
-      UserError: as `embedding_health`.
-    """
-    health = embedding_health(x)
-    if health["mean_norm"] == 0 or health["mean_cosine"] >= max_mean_cosine:
-        return True
-    return health["n"] >= 16 and health["effective_rank"] < min_effective_rank

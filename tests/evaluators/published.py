@@ -139,12 +139,17 @@ def build(layout: str, folder: Path, sounds: Sounds) -> Path:
 
 
 def compa(folder: Path, sounds: Sounds) -> Path:
-    """CompA's table with the audio beside it."""
-    rows = [["pair_file", "reversed_pair_file", "pair_caption", "reversed_pair_caption"]]
-    for number in range(0, len(sounds) - 1, 2):
-        names = [f"{number + side}.wav" for side in (0, 1)]
+    """CompA-order's table with the audio beside it: a group of three clips, then groups of two."""
+    sides = ("pair", "reversed_pair", "triplet")
+    rows = [[f"{side}_{what}" for what in ("caption", "file") for side in sides]]
+    for number in range(0, len(sounds) - 2, 2):
+        first = 0 if number == 0 else number + 1
+        size = 3 if number == 0 else 2
+        names = [f"{first + side}.wav" for side in range(size)]
         for side, name in enumerate(names):
-            write_sound(folder / "files" / name, sounds[number + side])
-        rows.append([*names, f"{WORDS[number]} first", f"{WORDS[number]} last"])
-    table(folder / "compa_order.csv", rows)
-    return folder / "compa_order.csv"
+            write_sound(folder / "CompA_order_files" / name, sounds[first + side])
+        captions = [f"{WORDS[number]} {where}" for where in ("first", "last", "between")[:size]]
+        absent = ["-"] * (3 - size)
+        rows.append([*captions, *absent, *names, *absent])
+    table(folder / "CompA_order_benchmark.csv", rows)
+    return folder / "CompA_order_benchmark.csv"

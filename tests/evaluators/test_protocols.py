@@ -14,7 +14,8 @@ import pytest
 
 from alm_jax import cli
 from alm_jax.errors import UserError
-from alm_jax.evaluators import caption_java
+from alm_jax.evaluators import caption_java, compositional
+from alm_jax.evaluators.compositional import read_groups
 from alm_jax.evaluators.protocol_runs import run
 from alm_jax.evaluators.protocols import (
     PROTOCOLS,
@@ -139,43 +140,78 @@ def test_prompts_are_a_choice(sets: dict[str, Path]) -> None:
 
 
 def test_compositional(sounds: list[np.ndarray], tmp_path: Path) -> None:
-    """The three scores would be swapped, or a clip compared with another pair's caption."""
-    path = published.compa(tmp_path, sounds)
+    """The three scores would be swapped, or a clip compared with another group's caption."""
+    path = published.compa(tmp_path, sounds + sounds[:1])
 
     class Half(Oracle):
-        """Group 0 is right both ways, group 1 for the clips alone, group 2 not at all."""
+        """Group 0 is right as a pair alone, group 1 for the clips alone, group 2 not at all."""
 
         def __init__(self) -> None:
             self.sample_rate = 16000
 
         def embed_audio(self, clips: Any, sample_rate: Any = None, *, batch_size: int = 1) -> Any:
-            assert [Path(clip).name for clip in clips] == [f"{n}.wav" for n in range(6)]
-            return self.at([0, 90, 0, 50, 0, 0])
+            assert [Path(clip).name for clip in clips] == [f"{n}.wav" for n in range(7)]
+            return self.at([0, 90, 130, 0, 50, 0, 0])
 
         def embed_text(self, strings: Sequence[str], *, batch_size: int = 1) -> np.ndarray:
-            assert strings[2:4] == ["door_knock first", "door_knock last"]
-            return self.at([10, 80, 30, 60, 0, 90])
+            assert strings[3:5] == ["door_knock first", "door_knock last"]
+            assert strings[2].endswith(" between")
+            return self.at([10, 80, 100, 30, 60, 0, 90])
 
         def at(self, degrees: list[float]) -> np.ndarray:
             return np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], axis=1)
 
     rows = run(PROTOCOLS["compa-order"], Session(Half(), path), None)
-    found = {name.rsplit("/", 1)[1]: row["value"] for name, row in rows.items()}
-    assert found == pytest.approx({"text_score": 2 / 3, "audio_score": 1 / 3, "group_score": 1 / 3})
-    row = rows["eval/compa-order/group_score"]
-    assert row["chance"] == pytest.approx(1 / 6) and row["n_queries"] == 3
+    found = {name.rsplit("/", 1)[1]: row for name, row in rows.items()}
+    third = pytest.approx(1 / 3)
+    assert [found[name]["value"] for name in ("audio_score", "group_score")] == [third] * 2
+    assert found["text_score"]["value"] == pytest.approx(2 / 3)
+    # The third caption is nearest to the second clip.
+    assert found["text_score[triplets]"]["value"] == third
+    assert found["audio_score[triplets]"]["value"] == found["group_score[triplets]"]["value"] == 0
+    row = found["group_score"]
+    assert row["chance"] == pytest.approx(1 / 6) and (row["n_queries"], row["n_clips"]) == (3, 6)
     assert row["ci"].startswith("95% bootstrap over groups")
-    broken = tmp_path / "broken.csv"
-    broken.write_text(path.read_text().replace("0.wav", "none.wav"))
-    with pytest.raises(UserError, match=r"broken\.csv line 2: no audio file 'none\.wav'"):
-        run(PROTOCOLS["compa-order"], Session(Half(), broken), None)
-    broken.write_text(path.read_text().replace("pair_file", "clip"))
-    with pytest.raises(UserError, match="lacks the column pair_file, reversed_pair_file"):
-        run(PROTOCOLS["compa-order"], Session(Half(), broken), None)
+    assert row["note"] == "not the published set: 3 groups, not 400"
+    row = found["group_score[triplets]"]
+    assert row["chance"] == pytest.approx((1 / 60 + 2 / 6) / 3) and row["n_clips"] == 7
     with pytest.raises(UserError, match="take a table"):
         run(PROTOCOLS["compa-order"], Session(Half(), tmp_path), None)
     with pytest.raises(UserError, match="is a file: this protocol takes the folder"):
         run(PROTOCOLS["esc50"], Session(Half(), path), None)
+
+
+def test_compositional_table(sounds: list[np.ndarray], tmp_path: Path) -> None:
+    """A published table would be refused, or a damaged one scored on less than it names."""
+    path = published.compa(tmp_path, sounds + sounds[:1])
+    text = path.read_text()
+    assert read_groups(path).sizes == [3, 2, 2]
+    for old, new, told in (
+        ("0.wav", "none.wav", r"compa\.csv line 2: no audio file 'none\.wav'"),
+        ("pair_file", "clip", "lacks the column pair_file, reversed_pair_file"),
+        (",2.wav", ",-", r"line 2: triplet_file is empty"),
+        (",3.wav", ",", r"line 3: pair_file is empty"),
+    ):
+        changed = tmp_path / "compa.csv"
+        changed.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=told):
+            read_groups(changed)
+    # CompA-attribute: names of videos, and of files beside them.
+    changed.write_text(
+        "pair_caption,reversed_pair_caption,pair_file,reversed_pair_file,pair_file.1,"
+        "reversed_pair_file.1\n" + "an old man and a young dog,a young man and an old dog,"
+        "-4gqARaEJE,XlhTEwRhKqc,0.wav,1.wav\n" * 2
+    )
+    assert [path.name for path in read_groups(changed).files[1]] == ["0.wav", "1.wav"]
+
+
+def test_compositional_chance() -> None:
+    """Chance printed beside a score would not be what random embeddings get."""
+    score = np.random.default_rng(0).standard_normal((4_000, 3, 3))
+    for size, told in ((2, (1 / 4, 1 / 4, 1 / 6)), (3, (1 / 27, 1 / 27, 1 / 60))):
+        right = np.asarray([compositional._right(s[:size, :size], 0.0) for s in score])
+        assert compositional._CHANCE[size] == told
+        np.testing.assert_allclose(right.mean(axis=0), told, atol=0.015)
 
 
 def test_verb_on_a_real_model(sets: dict[str, Path], tmp_path: Path, capsys, monkeypatch) -> None:

@@ -10,8 +10,6 @@ from alm_jax.evaluators import ranking
 from alm_jax.evaluators.ranking import Positives, rank_positives, unit_grid
 from alm_jax.evaluators.retrieval import (
     distinct_captions,
-    embedding_health,
-    is_collapsed,
     retrieval_metrics,
     select_clips,
 )
@@ -250,31 +248,3 @@ def test_memory_stays_far_below_the_score_matrix(monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6000 * 6000 * 8 / 50
-
-
-def test_embedding_health_tells_working_from_collapsed():
-    """The exporter would ship a model that answers everything alike."""
-    rng = np.random.default_rng(0)
-    point, line = rng.normal(size=(2, 64))
-    good = rng.normal(size=(100, 64)).astype(np.float32)
-    health = embedding_health(good)
-    unit = good / np.linalg.norm(good, axis=1, keepdims=True)
-    cosines = (unit @ unit.T)[~np.eye(100, dtype=bool)]
-    assert health["mean_cosine"] == pytest.approx(float(cosines.mean()), abs=1e-6)
-    singular = np.linalg.svd(unit - unit.mean(0), compute_uv=False).astype(float)
-    share = singular[singular > 1e-5] ** 2 / (singular**2).sum()
-    assert health["effective_rank"] == pytest.approx(
-        np.exp(-(share * np.log(share)).sum()), rel=1e-4
-    )
-    assert not is_collapsed(good)
-    assert not is_collapsed(good[:2])
-    assert not is_collapsed(good + 5 * point)  # narrow cone, still tells inputs apart
-    assert is_collapsed(np.tile(point, (50, 1)))
-    assert embedding_health(np.tile(point, (50, 1)))["effective_rank"] == 0
-    assert is_collapsed(np.tile(point, (3, 1)) + 1e-4 * good[:3])
-    assert is_collapsed(np.zeros((50, 8)))
-    assert is_collapsed(np.sign(rng.normal(size=(50, 1))) * line)  # two points, no more
-    with pytest.raises(UserError, match="NaN"):
-        is_collapsed(np.full((4, 4), np.nan))
-    with pytest.raises(UserError, match="at least two"):
-        embedding_health(good[:1])
