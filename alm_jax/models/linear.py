@@ -26,8 +26,9 @@ PRODUCT = "product"
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Product [..., O] of x [..., I] and a kernel [I, O], in their dtype.
 
-    JAX's own gradient of the kernel is the transpose of g^T x. On the CPU, XLA then writes g out
-    transposed before every such product, which costs an eighth of a layer's time.
+    The gradient of the kernel is x^T g. On the CPU, XLA writes its left side out transposed before
+    every such product, computing an activation once more, at the cost of an eighth of a layer's
+    time where that is the wider one: so the narrower of x and g stands there.
     """
     return _contract(x, kernel, (x.ndim - 1,), (0,))
 
@@ -39,7 +40,9 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
-    return _contract(g, kernel, (g.ndim - 1,), (1,)), _contract(x, g, rows, rows)
+    wide = x.shape[-1] > g.shape[-1]
+    of_kernel = _contract(g, x, rows, rows).T if wide else _contract(x, g, rows, rows)
+    return _contract(g, kernel, (g.ndim - 1,), (1,)), of_kernel
 
 
 def _contract(
