@@ -84,15 +84,25 @@ def _run_beam(
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
     options = PipelineOptions(_flags(engine))
     with _watching(lambda: sum(is_done(part, work) for part in parts), len(parts)):
-        pipeline = beam.Pipeline(options=options)
-        (
-            pipeline
-            | "Parts" >> beam.Create(list(parts))
-            # Without it a runner may fuse all parts onto one worker.
-            | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(_make, settings, work)
-        )
-        pipeline.run().wait_until_finish()
+        try:
+            pipeline = beam.Pipeline(options=options)
+            (
+                pipeline
+                | "Parts" >> beam.Create(list(parts))
+                # Without it a runner may fuse all parts onto one worker.
+                | "Spread" >> beam.Reshuffle()
+                | "Write" >> beam.Map(_make, settings, work)
+            )
+            pipeline.run().wait_until_finish()
+        except Exception as error:
+            if engine.runner == _LOCAL:
+                raise
+            # Beam says with all kinds of exceptions what its runners miss.
+            raise UserError(
+                f"--runner={engine.runner} has failed: {_shortened(str(error))}\nIts flags follow"
+                " after --; what it needs (an address, a job server, Java, Beam's extra for a"
+                " cloud, this package on its workers) stands in Beam's documents"
+            ) from error
     for part in parts:
         if (done := read_done(work / part.name, part.digest(settings))) is not None:
             yield done
@@ -103,6 +113,11 @@ def _run_beam(
                 f"the runner {engine.runner} has finished, but {work / part.name} is not there: its"
                 " workers must see --output and --input, on a shared or mounted file system"
             )
+
+
+def _shortened(text: str) -> str:
+    """The beginning and the end of a message, which may hold a worker's whole traceback."""
+    return text if len(text) < 2000 else f"{text[:500]}\n...\n{text[-1000:]}"
 
 
 def _flags(engine: Engine) -> list[str]:

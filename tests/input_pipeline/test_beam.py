@@ -93,6 +93,23 @@ def test_errors_are_the_persons(tmp_path: Path) -> None:
 
 
 @needs_beam
+@pytest.mark.parametrize(
+    ("runner", "flags", "says"),
+    [
+        ("FlinkRunners", (), "Unexpected pipeline runner: FlinkRunners"),
+        ("DataflowRunner", ("--project=x", "--region=y"), "temp_location"),
+    ],
+)
+def test_a_runner_that_cannot_run(
+    sounds: Sounds, tmp_path: Path, runner: str, flags: tuple[str, ...], says: str
+) -> None:
+    """A wrong name or a missing flag must be said in Beam's words, not by a traceback."""
+    root = _corpus(tmp_path / "in", sounds)
+    with pytest.raises(UserError, match=f"(?s)--runner={runner} has failed: .*{says}"):
+        build(root, tmp_path / "out", engine=Engine(1, runner, flags))
+
+
+@needs_beam
 @pytest.mark.slow
 def test_command_line_with_workers(sounds: Sounds, tmp_path: Path) -> None:
     """The documented command, on two processes of Beam."""
