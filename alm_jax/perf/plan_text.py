@@ -114,27 +114,31 @@ def _largest(plan: Plan) -> list[str]:
 
 
 def advice(plan: Plan, config: ConfigDict) -> list[str]:
-    """What to change so that the step fits, the cheapest first."""
+    """What to change so that the step fits, the cheapest first; every line is a valid command."""
     lines = ["to make it fit, any of"]
+    rows = plan.mesh["data"] * plan.mesh["fsdp"]
     best = plan.largest_batch
+    half = plan.batch_size // 2 // rows * rows
     if best is not None and best.batch_size:
         lines.append(f"  --config.data.batch_size={best.batch_size}: a smaller batch")
-    elif plan.batch_size > plan.chips:
-        lines.append(f"  --config.data.batch_size={plan.batch_size // 2}: half of the batch")
-    parts = config.train.get("microbatches", 1)
-    if plan.batch_size // plan.chips > parts:
-        lines.append(
-            f"  --config.train.microbatches={2 * parts}: the batch in parts, same gradient"
-        )
-    for name in sorted(config.model):
-        part = config.model[name]
-        if isinstance(part, ConfigDict) and part.get("remat", "full") != "full":
+    elif half:
+        lines.append(f"  --config.data.batch_size={half}: half of the batch")
+    parts = 2 * config.train.get("microbatches", 1)
+    if plan.in_parts and plan.batch_size // rows % parts == 0:
+        lines.append(f"  --config.train.microbatches={parts}: the batch in parts, same gradient")
+    stacks = {n: p for n in sorted(config.model) if isinstance(p := config.model[n], ConfigDict)}
+    for name, part in stacks.items():
+        # With dropout of its weights attention stays XLA's.
+        if part.get("attention", "fused") != "fused" and not part.get("attention_dropout"):
+            lines.append(f"  --config.model.{name}.attention=fused: logits stay on the chip (TPU)")
+    for name, part in stacks.items():
+        if part.get("remat", "full") != "full":
             lines.append(
                 f"  --config.model.{name}.remat=full: recompute all of {name} (now {part.remat!r})"
             )
     state = plan.state.parameter_bytes + plan.state.optimizer_bytes + plan.state.other_bytes
-    if plan.mesh["fsdp"] < plan.chips:
-        most = plan.chips // plan.mesh["tensor"]
+    most = plan.chips // plan.slices // max(1, config.mesh.tensor)  # within a slice
+    if config.mesh.data == -1 and config.mesh.fsdp < most:  # -1 takes what is left
         lines.append(
             f"  --config.mesh.fsdp={most}: spread the state ({size(state)} a device now) over more"
             " devices"

@@ -71,6 +71,7 @@ class Plan:
       hbm_capacity: that a program may take; None for simulated devices.
       compiled: the step; None if it does not fit.
       needed: bytes that it needs, whether or not it fits.
+      in_parts: whether `train.microbatches` may be more than 1, see `accumulation.check_parts`.
       roofline: bounds of the step; None where the chip has no figures, or the step does not fit.
       largest_batch: that fits; None where nothing limits it or nobody asked.
       versions: of jax, jaxlib and libtpu.
@@ -88,6 +89,7 @@ class Plan:
     hbm_capacity: int | None
     compiled: Compiled | None
     needed: int
+    in_parts: bool
     roofline: Roofline | None
     largest_batch: LargestBatch | None
     versions: dict[str, str]
@@ -208,6 +210,7 @@ def make_plan(
         hbm_capacity=capacity,
         compiled=compiled,
         needed=outcome.peak if isinstance(outcome, Compiled) else outcome.needed,
+        in_parts=not jax.tree.leaves(setup_of(config, mesh).shapes.stats),
         roofline=bounds,
         largest_batch=largest,
         versions=_versions(),

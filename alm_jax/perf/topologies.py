@@ -21,6 +21,10 @@ _ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
+# libtpu 0.0.42.1 emits instructions on threads with a stack of 64 KiB. What a matrix product costs
+# is estimated by a function that calls itself for products fused into that one, and at the third
+# level, in the gradient of cacophony's step with fsdp=8, it was a segmentation fault.
+_COMPILER_FLAGS = {"fibers_default_thread_stack_size": 2**20}
 _SPELLING = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(?:x\d+)*)(?:\*(?P<slices>\d+))?")
 
 
@@ -55,7 +59,7 @@ class Topology:
                 f"--topology={self.name} needs the TPU compiler: pip install 'alm_jax[tpu]' (libtpu"
                 " and what it takes, 700 MB), or plan for simulated devices with --topology=cpu:8"
             )
-        os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
+        set_environment()
         options: dict[str, Any] = dict(self.chip.options)
         if self.slices > 1:
             options["num_slices"] = self.slices
@@ -107,6 +111,14 @@ def simulate(topologies: list[Topology]) -> None:
     wanted = max((int(t.shape) for t in topologies if t.chip is None), default=0)
     if wanted > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", wanted)
+
+
+def set_environment() -> None:
+    """What libtpu reads when it is loaded; what the user has set stays."""
+    os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    ours = [f"--{name}={value}" for name, value in _COMPILER_FLAGS.items() if name not in given]
+    os.environ["LIBTPU_INIT_ARGS"] = " ".join([*given.split(), *ours])
 
 
 def _cpu_devices(count: int) -> list[Any]:

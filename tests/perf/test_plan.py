@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import jax
 import pytest
 
 from alm_jax import plan
 from alm_jax.errors import UserError
-from alm_jax.perf import planning
+from alm_jax.perf import planning, topologies
 from alm_jax.perf.chips import CHIPS, GIB
 from alm_jax.perf.compiling import Compiled, OverFull, out_of_memory
 from alm_jax.perf.largest_batch import find_largest
@@ -152,6 +153,27 @@ def test_advice_when_it_does_not_fit(of_cpu):
     assert "--config.mesh.fsdp=8" in lines
     assert "--config.data.batch_size=32" in lines
     assert "--config.train.microbatches=2" in lines
+    assert "--config.model.audio.attention=fused" in lines
+
+    # A mesh spreads over the chips of a slice; batch norms need the whole batch.
+    lines = "\n".join(advice(dataclasses.replace(over, slices=2, in_parts=False), config))
+    assert "--config.mesh.fsdp=4" in lines and "microbatches" not in lines
+
+    # A batch of three clips a device has no half, and no two equal parts.
+    by_eight = dataclasses.replace(over, mesh=over.mesh | {"data": 8}, batch_size=24)
+    lines = "\n".join(advice(by_eight, config))
+    assert "--config.data.batch_size=8:" in lines and "microbatches" not in lines
+
+
+def test_stacks_of_the_compilers_threads(monkeypatch):
+    """The compiler would end in a segmentation fault, for one on cacophony with mesh.fsdp=8."""
+    monkeypatch.setattr(topologies, "_ENVIRONMENT", {})
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--another=1")
+    topologies.set_environment()
+    larger = "--fibers_default_thread_stack_size=1048576"
+    assert os.environ["LIBTPU_INIT_ARGS"] == f"--another=1 {larger}"
+    topologies.set_environment()  # and not once more
+    assert os.environ["LIBTPU_INIT_ARGS"] == f"--another=1 {larger}"
 
 
 def test_the_verb(of_cpu, tmp_path, capsys, monkeypatch):
