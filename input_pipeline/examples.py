@@ -60,6 +60,10 @@ class Example:
     features: dict[str, object]
 
 
+class _SpanError(Exception):
+    """A clip that is to lie where its file has ended."""
+
+
 def split_of(row: Row, settings: Settings) -> str:
     """The split of a row: the person's, its own, or by a hash of its group."""
     if settings.split or row.split:
@@ -101,6 +105,8 @@ def examples(rows: Iterable[Row], settings: Settings) -> Iterator[Example | Reje
         try:
             for clip_id, pcm in _clips(row, split, settings):
                 yield _example(row, clip_id, split, pcm, described, settings)
+        except _SpanError as error:
+            yield Rejected(row.id, "bad_span", str(error), row.where, split)
         except AudioError as error:
             yield Rejected(row.id, error.reason, error.detail, row.where, split)
 
@@ -168,6 +174,7 @@ def _clips(row: Row, split: str, settings: Settings) -> Iterator[tuple[str, np.n
 
     Raises:
       AudioError: it cannot be decoded.
+      _SpanError: less than half of the clip is in the file.
     """
     rate, limits = settings.sample_rate, settings.limits
     longest = None
@@ -190,6 +197,10 @@ def _clips(row: Row, split: str, settings: Settings) -> Iterator[tuple[str, np.n
     first = next(pieces)
     second = next(pieces, None)
     if second is None:
+        asked = 0.0 if row.end is None else (row.end - row.start) * rate
+        if longest is not None and len(first) < min(asked / 2, longest * rate - 1):
+            end = row.start + len(first) / rate
+            raise _SpanError(f"the file ends at {end:g} s, the clip at {row.end:g} s")
         yield row.id, first
         return
     begin = row.start

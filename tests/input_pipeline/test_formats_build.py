@@ -155,8 +155,15 @@ def test_examples_is_pure(sounds: Sounds, tmp_path: Path) -> None:
             assert (one.split, one.digest) == (other.split, other.digest)
     assert forth[0].digest == forth[4].digest  # the same PCM from a file and from memory
     assert str(forth[5]) == "not there (missing)"
-    whole = list(examples([Row("e", rows[0].audio, ("x",), start=1, end=0.5)], Settings()))
-    assert isinstance(whole[0], cleaning.Rejected) and whole[0].reason == "bad_span"
+    seconds = len(sounds[0]) / RATE
+    spans = {(1.0, 0.5): "bad_span", (0.0, 3 * seconds): "bad_span", (9.0, 10.0): "empty"}
+    for (start, end), reason in spans.items():
+        row = Row("e", rows[0].audio, ("x",), start=start, end=end)
+        (outcome,) = examples([row], Settings())
+        assert isinstance(outcome, cleaning.Rejected) and outcome.reason == reason
+    # Tables often round ends up.
+    (outcome,) = examples([Row("e", rows[0].audio, ("x",), end=1.5 * seconds)], Settings())
+    assert isinstance(outcome, Example)
 
 
 # Building -----------------------------------------------------------------------------------------
