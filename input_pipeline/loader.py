@@ -8,8 +8,6 @@ number of hosts changes.
 """
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +20,7 @@ from input_pipeline import batches
 from input_pipeline.batches import Batch, Encoder
 from input_pipeline.labels import Labels
 from input_pipeline.loader_config import LoaderConfig, host_rows
+from input_pipeline.pool import exit_with
 from input_pipeline.sources import Source
 
 _STATE_KEY = "next_step"
@@ -245,20 +244,10 @@ def _read_options(config: LoaderConfig) -> grain.ReadOptions:
 
 
 def _exit_with(parent: int) -> Callable[[int, int], None]:
-    """Returns a grain `worker_init_fn` that ends the worker once process `parent` is gone.
-
-    grain ends its workers when the iterator is closed or the parent exits in order; when the parent
-    is killed they would otherwise stay, with their memory.
-    """
+    """A grain `worker_init_fn` that ends the worker once process `parent` is gone."""
 
     def start_watch(worker_index: int, worker_count: int) -> None:
         del worker_index, worker_count
-
-        def watch() -> None:
-            while os.getppid() == parent:
-                time.sleep(0.5)
-            os._exit(1)
-
-        threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+        exit_with(parent)
 
     return start_watch

@@ -1,9 +1,12 @@
-"""Work on several processes, its results in order."""
+"""Work on several processes, its results in order; none of them outlives the one that asked."""
 
 from __future__ import annotations
 
 import collections
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
@@ -31,7 +34,9 @@ def mapped(
         return
     # spawn: forking a process that has started JAX or gRPC threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=exit_with, initargs=(os.getpid(),)
+    ) as pool:
         waiting: collections.deque[Future[Result]] = collections.deque()
         try:
             for item in items:
@@ -43,3 +48,18 @@ def mapped(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def exit_with(parent: int) -> None:
+    """Ends this process once process `parent`, which started it, is gone.
+
+    Workers are ended when the parent exits in order; when it is killed they would otherwise stay,
+    with their memory.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
