@@ -14,7 +14,7 @@ import functools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ _SHOWN = 20
 
 def find_overlaps(
     train: Sequence[Source], evaluation: Sequence[Source], workers: int = 2
-) -> tuple[list[str], Reference, list[Overlap]]:
+) -> tuple[dict[int, str], Reference, list[Overlap]]:
     """Looks every training clip up in an evaluation set.
 
     The landmarks of the evaluation set are in memory (17 kB for ten seconds); the training set
@@ -44,14 +44,16 @@ def find_overlaps(
       workers: processes that compute fingerprints; 0 uses this one.
 
     Returns:
-      The ids of the training clips, the evaluation set, and every pair that overlaps.
+      Position -> id of the training clips that overlap, the evaluation set, and every such pair.
     """
     known = reference(evaluation, workers, "reading the evaluation set")
     pcm, rate = reader(train), train[0].sample_rate or 16000
-    ids, found = [], []
+    ids: dict[int, str] = {}
+    found: list[Overlap] = []
     for position, clip in enumerate(read(train, workers, "looking up the training set")):
-        ids.append(clip.id)
-        found += known.find(position, clip, functools.partial(_audio, pcm, position, rate))
+        if pairs := known.find(position, clip, functools.partial(_audio, pcm, position, rate)):
+            ids[position] = clip.id
+            found += pairs
     return ids, known, found
 
 
@@ -62,7 +64,7 @@ def _audio(pcm: Callable[[int], np.ndarray], position: int, sample_rate: int) ->
 def report(
     train: Sequence[Source],
     evaluation: Sequence[Source],
-    ids: Sequence[str],
+    ids: Mapping[int, str],
     known: Reference,
     found: Sequence[Overlap],
 ) -> dict[str, Any]:

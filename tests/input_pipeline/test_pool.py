@@ -62,8 +62,15 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
         deadline = time.monotonic() + 10
-        while Path(f"/proc/{worker}/cmdline").exists():
+        while _is_running(worker):
             if time.monotonic() > deadline:
                 os.kill(worker, signal.SIGKILL)
                 pytest.fail("the worker outlived its parent by 10 s")
             time.sleep(0.1)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
