@@ -59,7 +59,15 @@ def read_flax(path: Path) -> Any:
         tree, end = _Walk(path, memoryview(mapped)).value(0)
         if end != len(mapped):
             raise ValueError(f"{len(mapped) - end} bytes follow the tree")
-    except (ValueError, IndexError, TypeError, RecursionError, msgpack.UnpackException) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        msgpack.UnpackException,
+    ) as error:
         raise UserError(
             f"{path} cannot be read as a flax checkpoint ({type(error).__name__}: {error}); copy "
             "it again"

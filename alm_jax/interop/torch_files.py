@@ -16,6 +16,7 @@ import mmap
 import pickle
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+
+
+# What reading an archive that was cut, changed or locked ends in.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 class Foreign:
@@ -167,15 +172,14 @@ def read_torch(path: Path) -> Any:
             return _read_zip(path)
         return _read_stream(path)
     except (
+        *_DAMAGE,
         pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        EOFError,
         ValueError,
-        KeyError,
-        IndexError,
+        LookupError,
         TypeError,
         AttributeError,
         OverflowError,
+        MemoryError,
     ) as error:
         raise UserError(
             f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__}: {error}); "
@@ -218,6 +222,9 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _mapped(path: Path, offset: int, size: int, storage: _Storage) -> Callable[[], np.ndarray]:
+    if offset + size > path.stat().st_size:
+        raise EOFError(f"storage {storage.key} is cut short")
+
     def load() -> np.ndarray:
         if size == 0:
             return np.empty(0, storage.dtype)
@@ -229,8 +236,14 @@ def _mapped(path: Path, offset: int, size: int, storage: _Storage) -> Callable[[
 
 def _unzipped(path: Path, member: str, storage: _Storage) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
-        with zipfile.ZipFile(path) as archive:
-            return np.frombuffer(archive.read(member), storage.dtype)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return np.frombuffer(archive.read(member), storage.dtype)
+        except (*_DAMAGE, ValueError) as error:
+            raise UserError(
+                f"{path}: {member} cannot be unpacked ({type(error).__name__}: {error}); copy the "
+                "file again"
+            ) from error
 
     return load
 
@@ -254,8 +267,6 @@ def _read_stream(path: Path) -> Any:
             size = count * storage.dtype.itemsize
             storage.load = _mapped(path, mapped.tell(), size, storage)
             mapped.seek(size, io.SEEK_CUR)
-            if mapped.tell() > path.stat().st_size:
-                raise EOFError(f"storage {key} is cut short")
     return tree
 
 

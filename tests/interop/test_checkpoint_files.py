@@ -122,6 +122,30 @@ def test_cut_files(size: int, tmp_path: Path):
             open_checkpoint(path)
 
 
+def test_damaged_files(tmp_path: Path):
+    """A download with wrong bytes in it would end in a traceback, or bring the process down."""
+    arrays = {f"layer{i}.weight": np.ones((3, 4), np.float32) for i in range(3)}
+    state = {"model": {name: torch.from_numpy(array) for name, array in arrays.items()}, "epoch": 3}
+    torch.save(state, tmp_path / "zip.pth")
+    torch.save(state, tmp_path / "stream.pth", _use_new_zipfile_serialization=False)
+    safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
+    (tmp_path / "a.ckpt").write_bytes(serialization.msgpack_serialize({"params": arrays}))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for whole in [path.read_bytes() for path in sorted(tmp_path.iterdir())]:
+        for _ in range(60):
+            data = np.frombuffer(whole, np.uint8).copy()
+            data[rng.integers(len(data), size=3)] = rng.integers(256, size=3)
+            (tmp_path / "damaged").write_bytes(data.tobytes())
+            try:
+                for tensor in open_checkpoint(tmp_path / "damaged").tensors.values():
+                    np.array(tensor.read())
+            except UserError as error:
+                refused += 1
+                assert str(tmp_path) in str(error) or "copy it again" in str(error)
+    assert refused > 60
+
+
 def test_huggingface_folder_in_pieces(tmp_path: Path):
     """A large model comes as several files and an index."""
     first, second = {"a.w": np.ones((2, 3), np.float32)}, {"b.w": np.zeros(4, np.float16)}
