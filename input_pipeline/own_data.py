@@ -6,6 +6,7 @@ build that was stopped goes on where it was (`parts`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -71,10 +72,12 @@ def prepare_own(
 
     final = output / VERSION
     unwanted = {name: recordings.open_splits(name, held_out=True) for name in exclude}
-    with locked(output, _say):
+    with locked(output, _say), contextlib.ExitStack() as at_end:
         work = output / ".work"
         shutil.rmtree(work / "plan", ignore_errors=True)
         (work / "plan").mkdir(parents=True)
+        # However it ends: the rows of a large table are gigabytes, and read anew each time.
+        at_end.callback(shutil.rmtree, work / "plan", ignore_errors=True)
         log = RejectedLog(work / REJECTED)
         if chosen.rows is None:
             planned = plan.plan_files(chosen, root, options)
