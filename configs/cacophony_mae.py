@@ -31,4 +31,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.train.save_every_steps = 5000
     c.train.keep = 2
     c.eval.every_steps = 5000
+    c.eval.bucket_seconds = (2.5, 5.0, 10.0)
     return c
