@@ -174,7 +174,10 @@ def _write_spool(rows: Iterator[Row], path: Path) -> tuple[np.ndarray, np.ndarra
 def _status(row: Row) -> tuple[int, int]:
     if not isinstance(row.audio, Path):
         return 0, 0
-    status = row.audio.stat()
+    try:
+        status = row.audio.stat()
+    except OSError:  # a link to nowhere; decoding says so
+        return 0, 0
     return status.st_size, status.st_mtime_ns
 
 

@@ -444,3 +444,13 @@ def test_long_recordings_become_clips(sounds: Sounds, tmp_path: Path) -> None:
     assert not rejected(tmp_path / "out/1.0.0")
     arguments[2] = "--segment-seconds=1000"
     assert cli.run(prepare.main, [*base, *arguments]) == 2
+
+
+def test_link_to_nowhere(sounds: Sounds, tmp_path: Path) -> None:
+    """One moved file must cost one clip, not the build."""
+    for number in range(3):
+        write_sound(tmp_path / f"in/{number}.wav", sounds[number])
+    (tmp_path / "in/3.wav").symlink_to(tmp_path / "gone.wav")
+    limits = Limits(max_rejected=0.5, needs_caption=False)
+    folder = build(tmp_path / "in", tmp_path / "out", "audio", limits=limits, split="train")
+    assert rejected(folder) == {"3.wav": "missing"} and len(read(folder)) == 3
