@@ -78,7 +78,7 @@ def _open(source: Path | bytes, name: str) -> soundfile.SoundFile:
     if isinstance(source, bytes):
         if not source:
             raise AudioError(name, "empty", "the file has no bytes")
-        handle: str | io.BytesIO = io.BytesIO(source)
+        handle: str | bytes | io.BytesIO = io.BytesIO(source)
     else:
         try:
             status = source.stat()
@@ -96,6 +96,8 @@ def _open(source: Path | bytes, name: str) -> soundfile.SoundFile:
         except OSError as error:
             raise AudioError(name, "unreadable", f"cannot be opened: {error.strerror}") from error
         handle = os.fspath(source)
+        if not handle.isascii():  # soundfile cannot encode names that are not UTF-8
+            handle = os.fsencode(source)
     try:
         return soundfile.SoundFile(handle)
     except (soundfile.LibsndfileError, TypeError) as error:
