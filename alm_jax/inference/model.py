@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -36,7 +35,6 @@ from alm_jax.inference.folder import check_fit, find_model
 from alm_jax.inference.jitted import Inference
 from alm_jax.inference.window_batches import ClipResult, bucket_sizes, each_clip
 from alm_jax.interop.exported import read_model
-from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_config
 from alm_jax.train_state import model_graph
 from input_pipeline.labels import CLASSES_NAME, read_classes
@@ -78,8 +76,6 @@ class Model:
         check_fit(nnx.to_pure_dict(abstract), params, origin)
         self._params = jax.device_put(params)
         self._inference = Inference(self._config, graph)
-        # Compiled functions are the same object for every call, so that JAX finds them again.
-        self._mean_pooled = jax.jit(self._mean_pool)
 
     def __repr__(self) -> str:
         return f"<alm_jax model {self._config.name!r} of {self._origin}, {self.embed_dim} wide>"
@@ -199,8 +195,8 @@ class Model:
 
         The order is that of completion: clips of like length share a batch.
         """
-        forward = self._inference.embed_audio if self.has_text else self._mean_pooled
-        for result in self._each(clips, sample_rate, batch_size, forward):
+        embed = self._inference.embed_audio
+        for result in self._each(clips, sample_rate, batch_size, embed):
             if result.value is None:
                 yield dataclasses.replace(result, value=None)
                 continue
@@ -391,14 +387,6 @@ class Model:
             rows=_positive("batch_size", batch_size),
             max_samples=max_samples,
         )
-
-    def _mean_pool(self, params: Any, audio: jax.Array, audio_length: jax.Array) -> jax.Array:
-        """[B, d] unit-norm mean of the encoder's states [B, N, d] over the clips' patches."""
-        patches = self._inference.patches(audio, audio_length)
-        tower = nnx.merge(self._inference.graph, params).audio
-        hidden = tower(patches).astype(jnp.float32)
-        weight = tower.state_mask(patches)[..., None].astype(jnp.float32)
-        return normalize((hidden * weight).sum(axis=1) / weight.sum(axis=1))
 
 
 def load(folder: str | os.PathLike[str]) -> Model:

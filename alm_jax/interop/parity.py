@@ -22,7 +22,6 @@ from alm_jax.audio.patches import take
 from alm_jax.errors import UserError
 from alm_jax.inference.jitted import Inference
 from alm_jax.interop.parity_inputs import ROWS, SENTENCES, batches, synthetic_clips
-from alm_jax.models.audio_text import normalize
 from alm_jax.models.towers import tower_patches
 from alm_jax.objectives.forward import spectrogram
 from alm_jax.train_state import model_graph
@@ -109,11 +108,8 @@ class Reference:
         out = {"log_mel": mel}
         if model.classifier is not None:
             out["class_logits"] = model.classifier(hidden, states_mask)
-        if model.text is None:
-            weight = states_mask[..., None].astype(jnp.float32)
-            out["audio_embedding"] = normalize((hidden * weight).sum(1) / weight.sum(1))
-        else:
-            out["audio_embedding"] = model.audio_embedding(hidden, states_mask)
+        out["audio_embedding"] = model.audio_embedding(hidden, states_mask)
+        if model.text is not None:
             states = model.text(text, mask)
             out["text_embedding"] = model.text_embedding(states, mask)
             if model.caption_decoder is not None:

@@ -51,6 +51,7 @@ class AudioTextModel(nnx.Module):
     mae_decoder: Decoder | None = None
     classifier: Classifier | None = None
     text: TextRoberta | None = None
+    audio_pool: Pooler | None = None
     audio_proj: nnx.Linear | MlpProjection | None = None
     caption_decoder: CaptionDecoder | None = None
     logit_bias: nnx.Param | None = None
@@ -116,7 +117,14 @@ class AudioTextModel(nnx.Module):
             )
 
     def audio_embedding(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B, J] unit-norm float32 embeddings of audio states [B, N, D] with mask [B, N]."""
+        """[B, J] unit-norm float32 embeddings of audio states [B, N, D] with mask [B, N].
+
+        Without a text side there is no joint space: the mean of the states, J is D.
+        """
+        if self.audio_pool is None:
+            weight = mask[..., None].astype(jnp.float32)
+            total = (hidden.astype(jnp.float32) * weight).sum(axis=1)
+            return normalize(total / weight.sum(axis=1))
         x = self.audio_pool(hidden, mask)
         return normalize(x if self.audio_proj is None else self.audio_proj(x))
 

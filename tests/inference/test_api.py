@@ -32,7 +32,7 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
 
 def alone(model: Model, audio: np.ndarray) -> np.ndarray:
     """The embedding [d] of one window as the model gives it without padding or batch mates."""
-    forward = model._inference.embed_audio if model.has_text else model._mean_pooled
+    forward = model._inference.embed_audio
     length = np.asarray([len(audio)], np.int32)
     return np.asarray(forward(model._params, audio[None], length))[0]
 
