@@ -95,6 +95,18 @@ class Clips:
         texts = (example["text"] for example in self.examples)
         return [(text,) if isinstance(text, str) else tuple(text) for text in texts]
 
+    def require_several(self) -> None:
+        """Refuses a split of one clip, of which any model finds all.
+
+        Raises:
+          UserError: it is one.
+        """
+        if len(self) < 2:
+            raise UserError(
+                f"{self.directory}, split {self.split!r}, has one clip: a share of one clip is no "
+                "measurement; give another split or dataset"
+            )
+
     def require_captions(self) -> None:
         """Refuses clips without a caption, which a model with a text side cannot be scored on.
 

@@ -51,6 +51,7 @@ def make_evaluator(
     data = LoaderConfig.create(config.data)
     clips = Clips.of(*data.open(split))
     if config.model.text is not None:
+        clips.require_several()
         clips.require_captions()
     labels = read_labels([clips], data.labels, classes, data.unlabelled) if classes else None
     kept = len(clips) if labels is None else len(labels.kept)

@@ -204,11 +204,7 @@ def _compositional(
 
 def _clips(protocol: Protocol, session: Session) -> Clips:
     clips = session.clips(protocol.split, text=protocol.text)
-    if len(clips) < 2:
-        raise UserError(
-            f"{clips.directory}, split {clips.split!r}, has one clip: a share of one clip is no "
-            "measurement; give another --split or dataset"
-        )
+    clips.require_several()
     return clips
 
 

@@ -13,6 +13,7 @@ from alm_jax.errors import UserError
 from alm_jax.evaluators.baseline import ridge_results
 from alm_jax.evaluators.clips import Clips, zero_shot_tasks
 from alm_jax.evaluators.files import load_evaluation, save_evaluation
+from alm_jax.evaluators.in_training import make_evaluator
 from alm_jax.evaluators.results import flatten_results
 from alm_jax.evaluators.suite import (
     Evaluation,
@@ -22,7 +23,9 @@ from alm_jax.evaluators.suite import (
     retrieval_results,
     zero_shot_results,
 )
-from tests.model_fixtures import clap_model
+from alm_jax.parallel.mesh import make_mesh
+from alm_jax.train_state import make_setup
+from tests.model_fixtures import clap_model, tiny_tokenizer
 
 WIDTH = 2048
 
@@ -155,3 +158,13 @@ def test_ridge_beats_chance_on_the_same_clips(clips: Clips) -> None:
         assert row["n_clips"] == len(clips) and row["value"] > 5 * row["chance"]
         assert f"baseline/{name}/retrieval/text_to_audio/R@1" in rows
         assert "chosen on validation" in row["model"]
+
+
+def test_training_is_not_measured_on_one_clip(tiny_dataset: Path) -> None:
+    """R@1 of one clip is 100 % from the first step: `keep_best` would keep an untrained model."""
+    config = clap_model().config
+    config.data.dir, config.data.eval_split = str(tiny_dataset), "validation[:1]"
+    tokenizer = tiny_tokenizer()
+    setup = make_setup(config, tokenizer.vocab_size, make_mesh(config.mesh))
+    with pytest.raises(UserError, match=r"split 'validation\[:1\]', has one clip"):
+        make_evaluator(config, setup, tokenizer)
