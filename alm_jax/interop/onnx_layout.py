@@ -5,6 +5,9 @@ audio.onnx    waveform float32 [B, S] in [-1, 1], lengths int64 [B] -> embedding
               captions; front end included; any B and S, one window a row
 text.onnx     tokens int64 [B, L], mask bool [B, L] -> embedding float32 [B, J]
 caption.onnx  tokens, mask, states, states_mask -> logits [B, L, V] of the token after each
+mae.onnx      waveform, lengths, and which patches are visible int64 [B, K] and dropped int64 [B, M]
+              -> prediction [B, M, P] of the dropped, the clip's own patches [B, N, P] and
+              patches_mask [B, N], False behind its end
 *.onnx.data   the weights of large models
 config.json   the experiment's config with the group `export`, in which `tokens` are the marks
 tokenizer.model or tokenizer.json, README.md, golden.npz, alm_export.json
@@ -29,10 +32,12 @@ import numpy as np
 from alm_jax.config import save_config
 from alm_jax.interop.exported import EXPORT_MARK
 from alm_jax.interop.layouts import Exported, Layout, load_module, write_model, write_tokenizer
+from alm_jax.interop.memory import give_back
 from alm_jax.interop.parity import Compare
 
 OPSET = 20
 BESIDE = 200_000_000  # bytes of weights that lie beside a graph rather than in it
+_SLOTS = ("visible", "dropped")
 _TORCH = "torch"  # folder that is there until the graphs are
 
 
@@ -52,13 +57,15 @@ def complete(folder: Path, model: Exported) -> None:
 
     loaded = load_module(folder / _TORCH).AudioTextModel.from_pretrained(folder / _TORCH)
     shutil.rmtree(folder / _TORCH)
-    spare = spare_samples(model)
     decodes = model.config.model.text is not None and bool(model.config.model.caption_decoder)
     classifies = model.config.model.get("classifier") is not None
 
-    def audio(waveform: Any, lengths: Any) -> Any:
+    def padded(waveform: Any) -> Any:
         # Padding changes no result, and with it no clip is too short for the graph's shapes.
-        heard = loaded.listen(torch.nn.functional.pad(waveform, (0, spare)), lengths)
+        return torch.nn.functional.pad(waveform, (0, spare_samples(model)))
+
+    def audio(waveform: Any, lengths: Any) -> Any:
+        heard = loaded.listen(padded(waveform), lengths)
         found = [loaded.audio_embedding(heard.hidden, heard.mask)]
         if classifies:
             found.append(loaded.classifier(heard.hidden, heard.mask))
@@ -69,7 +76,18 @@ def complete(folder: Path, model: Exported) -> None:
     outputs = ["embedding", *(["class_logits"] if classifies else [])]
     outputs += ["states", "states_mask"] if decodes else []
     inputs = {"waveform": torch.zeros(3, size), "lengths": lengths}
-    _trace(audio, loaded, inputs, {"waveform": "samples"}, outputs, folder / "audio.onnx")
+    sizes = {"waveform": "samples"}
+    _trace(audio, loaded, inputs, sizes, outputs, folder / "audio.onnx")
+    if model.config.model.get("mae_decoder") is not None:
+        inputs |= {name: torch.arange(6).expand(3, -1)[:, i::2] for i, name in enumerate(_SLOTS)}
+
+        def mae(waveform: Any, lengths: Any, visible: Any, dropped: Any) -> Any:
+            made, patches = loaded.reconstruct(padded(waveform), lengths, visible, dropped)
+            return made, patches.values, patches.mask
+
+        outputs = ["prediction", "patches", "patches_mask"]
+        slots = {name: name for name in _SLOTS}
+        _trace(mae, loaded, inputs, sizes | slots, outputs, folder / "mae.onnx")
     if model.config.model.text is None:
         return
     length = min(7, int(model.config.data.max_text_length))
@@ -137,12 +155,17 @@ def _trace(
             dynamic_shapes=(shapes,),
             input_names=list(inputs),
             output_names=outputs,
-            optimize=True,
+            optimize=False,
             verbose=False,
         )
         assert program is not None
+        values = list(program.model.graph.initializers.values())
+        program.optimize()
         # A protobuf holds no more than 2 GB, and is in memory three times while it is written.
         program.save(str(path), external_data=size > BESIDE)
+    # The optimiser's rules remember the graph that they saw last, and with it the weights.
+    for value in (*values, *program.model.graph.initializers.values()):
+        value.const_value = None
 
 
 @contextlib.contextmanager
@@ -163,51 +186,54 @@ def open_folder(folder: Path, model: Exported) -> Compare:
     """Runs the graphs in onnxruntime on the CPU."""
     import onnxruntime
 
-    # For two batches, memory counts more than speed: no second, rearranged copy of the weights, and
-    # no arena that keeps what was freed.
+    # Memory counts more than speed: no second, rearranged copy of the weights, nothing that is kept
+    # from run to run, and one graph open at a time.
     options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_prepacking", "1")
 
-    def session(name: str) -> Any:
-        path = folder / name
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    audio = session("audio.onnx")
-    text = session("text.onnx") if model.config.model.text is not None else None
-    caption = session("caption.onnx") if (folder / "caption.onnx").exists() else None
-    names = [output.name for output in audio.get_outputs()]
+    def run(name: str, *given: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        session = onnxruntime.InferenceSession(
+            folder / name, options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        found = [dict(zip(names, session.run(None, inputs), strict=True)) for inputs in given]
+        del session
+        give_back()
+        return found
 
     def compare(golden: Mapping[str, np.ndarray]) -> dict[str, float]:
         lengths = golden["audio_length"].astype(np.int64)
         waveform = golden["audio"].astype(np.float32) * np.float32(1 / 32767)
-
-        def heard(rows: slice, samples: int) -> dict[str, np.ndarray]:
-            given = {"waveform": waveform[rows, :samples], "lengths": lengths[rows]}
-            return dict(zip(names, audio.run(None, given), strict=True))
-
-        # All at once, and each alone and as long as it is: another batch size and length.
-        together = heard(slice(None), waveform.shape[1])
-        alone = [heard(slice(i, i + 1), int(n)) for i, n in enumerate(lengths)]
         found = {}
-        for name, wanted in (
-            ("embedding", golden["audio_embedding"]),
-            ("class_logits", golden.get("class_logits")),
-        ):
-            if wanted is not None:
-                rows = np.concatenate([one[name] for one in alone])
-                name = name.replace("embedding", "audio_embedding")
-                found[name] = _difference(wanted, together[name.replace("audio_", "")])
-                found[f"{name}_alone"] = _difference(wanted, rows)
-        if text is not None:
-            given = {"tokens": golden["text"].astype(np.int64), "mask": golden["text_mask"]}
-            (rows,) = text.run(None, given)
-            found["text_embedding"] = _difference(golden["text_embedding"], rows)
-            if caption is not None:
+        # All at once, and each alone and as long as it is: another batch size and length.
+        clips = {"waveform": waveform, "lengths": lengths}
+        rows = [
+            {"waveform": waveform[i : i + 1, :n], "lengths": lengths[i : i + 1]}
+            for i, n in enumerate(lengths)
+        ]
+        together, *alone = run("audio.onnx", clips, *rows)
+        for name, output in (("audio_embedding", "embedding"), ("class_logits", "class_logits")):
+            if (wanted := golden.get(name)) is not None:
+                found[name] = _difference(wanted, together[output])
+                each = np.concatenate([one[output] for one in alone])
+                found[f"{name}_alone"] = _difference(wanted, each)
+        if "mae_prediction" in golden:
+            slots = {n: np.tile(golden[n].astype(np.int64), (len(lengths), 1)) for n in _SLOTS}
+            (made,) = run("mae.onnx", clips | slots)
+            mask = np.take_along_axis(made["patches_mask"], slots["dropped"], 1)
+            wanted = golden["mae_prediction"][mask]
+            found["mae_prediction"] = _difference(wanted, made["prediction"][mask])
+        if model.config.model.text is not None:
+            mask = golden["text_mask"]
+            given = {"tokens": golden["text"].astype(np.int64), "mask": mask}
+            (texts,) = run("text.onnx", given)
+            found["text_embedding"] = _difference(golden["text_embedding"], texts["embedding"])
+            if "caption_logits" in golden:
                 given |= {name: together[name] for name in ("states", "states_mask")}
-                (logits,) = caption.run(None, given)
-                mask = golden["text_mask"]
-                found["caption_logits"] = _difference(golden["caption_logits"][mask], logits[mask])
+                (told,) = run("caption.onnx", given)
+                wanted, logits = golden["caption_logits"][mask], told["logits"][mask]
+                found["caption_logits"] = _difference(wanted, logits)
         return found
 
     return compare

@@ -15,7 +15,6 @@ README.md           model card
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import shutil
 import tempfile
@@ -37,6 +36,7 @@ from alm_jax.interop.exported import (
     text_rows,
 )
 from alm_jax.interop.layouts import MODULE_NAME, TORCH, Exported, get_layout, load_module
+from alm_jax.interop.memory import give_back
 from alm_jax.interop.parity import ParityReport, Reference, check, record
 from input_pipeline.audio_files import to_int16
 from input_pipeline.text import Tokenizer
@@ -137,10 +137,10 @@ def _export(
             wanted = record(reference, _pcm(clips), captions, Path(folder))
             model = model._replace(params=None)
             del params, reference
-            gc.collect()  # the reference is part of a cycle
+            give_back()  # the reference is part of a cycle
             if layout.complete is not None:
                 layout.complete(partial, model)
-                gc.collect()  # the PyTorch model, which the traced graphs refer to
+                give_back()  # the PyTorch model, which the traced graphs refer to
             report, golden = check(layout.open(partial, model), wanted)
         np.savez_compressed(partial / GOLDEN_NAME, allow_pickle=False, **golden)
         card = model_card.model_card(config, report, layout.name, results=results, data=data)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from alm_jax.audio.patches import PatchConfig
+
 
 def usage(config: ConfigDict, layout: str) -> str:
     """The section "Use" of README.md.
@@ -38,6 +40,12 @@ def _torch_usage(config: ConfigDict) -> tuple[str, list[str], str]:
         lines.append(f"print(model.caption([waveform], sample_rate={rate}))")
     if config.model.get("classifier") is not None:
         lines.append(f"logits = model.classify([waveform], sample_rate={rate})")
+    if config.model.get("mae_decoder") is not None:
+        lines += [
+            f"visible, dropped = [0, 3], [1, 2]  # {_slots(config)}",
+            f"batch = model.batch(model.clips([waveform], sample_rate={rate}))",
+            "prediction, patches = model.reconstruct(*batch, visible, dropped)",
+        ]
     note = (
         "A waveform longer than {seconds:g} s is embedded window by window; resampling is the "
         "caller's business."
@@ -119,6 +127,14 @@ def _onnx_usage(config: ConfigDict) -> tuple[str, list[str], str]:
         "lengths = np.array([8000])  # [B] samples of each clip",
         f'{outputs} = audio.run(None, {{"waveform": waveform, "lengths": lengths}})',
     ]
+    if config.model.get("mae_decoder") is not None:
+        lines += [
+            'mae = onnxruntime.InferenceSession("mae.onnx")',
+            "visible, dropped = np.array([[0, 3]]), np.array([[1, 2]])  # [B, K], [B, M]",
+            f"# {_slots(config)}",
+            "given = dict(waveform=waveform, lengths=lengths, visible=visible, dropped=dropped)",
+            "prediction, patches, patches_mask = mae.run(None, given)",
+        ]
     needs = "onnxruntime and numpy"
     if config.model.text is not None:
         most = config.data.max_text_length
@@ -157,3 +173,8 @@ _USAGES = {"torch": _torch_usage, "hf": _hf_usage, "clap": _clap_usage, "onnx": 
 
 def _tokenizer_package(config: ConfigDict) -> str:
     return "tokenizers" if config.export.tokenizer == "json" else "sentencepiece"
+
+
+def _slots(config: ConfigDict) -> str:
+    rows = PatchConfig(**config.patches).rows(int(config.frontend.num_mels))
+    return f"slot of a patch: column in time * {rows} + row in frequency"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
 
+from alm_jax.audio.patches import take
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
-from alm_jax.interop import layouts, onnx_layout, torch_export
+from alm_jax.inference.jitted import Inference
+from alm_jax.interop import exported, layouts, onnx_layout, torch_export
 from alm_jax.train_state import model_graph
 from tests import model_fixtures, random_params
-from tests.interop import clap_models
+from tests.interop import clap_models, mae_models
 from tests.interop.sounds import RATE, sound
 
 pytestmark = pytest.mark.slow
@@ -98,6 +101,36 @@ def test_audiomae_goes_out(tmp_path, real_clips):
     assert {file.name for file in folder.iterdir()} == {
         "README.md", "alm_export.json", "audio.onnx", "config.json", "golden.npz"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", ["audiomae", "audiomae:plain_decoder", "quickstart:mae"])
+def test_masked_autoencoders_go_out(spec, tmp_path, real_clips):
+    """Who reconstructs in onnxruntime must see what training saw, with a mask for each clip."""
+    if spec == "quickstart:mae":
+        config, params, _ = exported.read_model(model_fixtures.mae_workdir())
+    else:
+        config, params = mae_models.audiomae(spec)
+    clips, folder = real_clips[::5], tmp_path / "out"
+    report = torch_export.export_params(config, params, None, folder, clips=clips, format="onnx")
+    assert max(report.on_given.values()) <= 1e-5 and "mae_prediction" in report.on_given, report
+    # As in training: patches drawn for each clip.
+    config = exported.export_config(config, 0)  # float32
+    inference = Inference(config, model_graph(config, 0)[0])
+    audio = np.stack([sound(1.0, seed) for seed in range(3)])
+    lengths = np.full(3, audio.shape[1])
+    patches = inference.patches(jnp.asarray(audio), jnp.asarray(lengths))
+    count = patches.mask.shape[1]
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(count), (3, 1)), axis=1)
+    slots = order[:, : count // 4], order[:, count // 4 :]
+    view = (take(patches, jnp.asarray(part), jnp.ones(part.shape, bool)) for part in slots)
+    wanted = np.asarray(inference.reconstruct(params, *view))
+    given = {"waveform": audio.astype(np.float32) / 32767, "lengths": lengths}
+    given |= dict(zip(("visible", "dropped"), slots, strict=True))
+    found, values, mask = session(folder, "mae.onnx").run(None, given)
+    error = np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert mask[:, :count].all() and error.max() <= 1e-5
+    # Log-mel near silence is rounding; what lies behind the clip is padding.
+    np.testing.assert_allclose(values[:, :count], patches.values, atol=1e-3)
 
 
 def test_missing_packages_name_the_remedy(tmp_path, monkeypatch):

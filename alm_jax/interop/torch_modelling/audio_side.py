@@ -66,11 +66,15 @@ class AudioSide:
         """Log-mel [B, T, F] of float waveform [B, S] in [-1, 1], valid up to `lengths` [B]."""
         return self.frontend(waveform, lengths)
 
-    def listen(self, waveform: Tensor, lengths: Tensor) -> Heard:
-        """States of float waveform [B, S] in [-1, 1] with `lengths` [B] valid samples."""
+    def cut(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Patches]:
+        """Log-mel [B, T, F] and patches of waveform [B, S] with `lengths` [B] valid samples."""
         mel = self.frontend(waveform, lengths)
         frames = self.frontend.num_frames(lengths).clamp(min=1)
-        patches = self.audio.patches(mel, frames, self.frontend.silence)
+        return mel, self.audio.patches(mel, frames, self.frontend.silence)
+
+    def listen(self, waveform: Tensor, lengths: Tensor) -> Heard:
+        """States of float waveform [B, S] in [-1, 1] with `lengths` [B] valid samples."""
+        mel, patches = self.cut(waveform, lengths)
         return Heard(mel, patches, self.audio(patches), self.audio.state_mask(patches))
 
     def audio_embedding(self, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alm_jax.interop.torch_modelling.audio_side import AudioSide, Heard
 from alm_jax.interop.torch_modelling.mae_decoders import ConcatenatingDecoder, VitDecoder
-from alm_jax.interop.torch_modelling.patches import patch_shape
+from alm_jax.interop.torch_modelling.patches import Patches, patch_shape
 from alm_jax.interop.torch_modelling.swin_decoder import SwinDecoder
 
 DECODERS: dict[str, Any] = {
@@ -29,15 +29,34 @@ class MaeSide(AudioSide):
         shape = patch_shape(fields["patches"], fields["frontend"]["num_mels"])
         self.mae_decoder = DECODERS[c["decoder"]](c, shape, self.audio.width)
 
-    def predict(self, heard: Heard, visible: Any, dropped: Any) -> Tensor:
+    def predict(self, patches: Patches, visible: Any, dropped: Any) -> Tensor:
         """Pixels [B, M, P] of the slots `dropped`, from those that are `visible`."""
-        seen = heard.patches.take(visible)
-        return self.mae_decoder(self.audio(seen), seen, heard.patches.take(dropped))
+        seen = patches.take(visible)
+        return self.mae_decoder(self.audio(seen), seen, patches.take(dropped))
+
+    def reconstruct(
+        self, waveform: Tensor, lengths: Tensor, visible: Any, dropped: Any
+    ) -> tuple[Tensor, Patches]:
+        """What the model makes of the patches that it does not see.
+
+        Args:
+          waveform: float [B, S] in [-1, 1].
+          lengths: [B] valid samples.
+          visible: slots that the encoder sees, [n] for every clip or [B, n] for each. Slot
+            i * rows + j is column i in time and row j in frequency.
+          dropped: slots to predict, in the same form, M of them.
+
+        Returns:
+          Pixels [B, M, P] of `dropped`, and the clips' own patches, whose mask tells the slots that
+          lie behind a clip's end.
+        """
+        _, patches = self.cut(waveform, lengths)
+        return self.predict(patches, visible, dropped), patches
 
     def compared(self, golden: Mapping[str, Any], heard: Heard) -> dict[str, tuple[Any, Tensor]]:
         """(wanted, found) of each output in golden.npz, by name."""
         found = super().compared(golden, heard)
         mask = heard.patches.take(golden["dropped"]).mask
-        pixels = self.predict(heard, golden["visible"], golden["dropped"])
+        pixels = self.predict(heard.patches, golden["visible"], golden["dropped"])
         found["mae_prediction"] = (golden["mae_prediction"][mask.numpy(force=True)], pixels[mask])
         return found

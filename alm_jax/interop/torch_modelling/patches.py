@@ -19,8 +19,10 @@ class Patches(NamedTuple):
     mask: Tensor
 
     def take(self, index: Any) -> Patches:
-        """The slots `index` (a sequence of int) of every clip."""
-        return Patches(*(part[:, list(index)] for part in self))
+        """The slots `index`, int [n] for every clip or [B, n] for each."""
+        index = torch.as_tensor(index, device=self.mask.device).long()
+        rows = torch.arange(self.mask.shape[0], device=self.mask.device)[:, None]
+        return Patches(*(part[rows, index] for part in self))
 
 
 class PatchShape(NamedTuple):
