@@ -210,7 +210,8 @@ def read_otherwise(
     for key, value in flatten(told).items():
         if value is None and ours.get(key) is not None:  # what no tensor tells
             told.update_from_flattened_dict({key: ours[key]})
-    return list(contradictions(format, ours, flatten(export_config(told, rows))))
+    theirs = flatten(export_config(told, rows))
+    return list(contradictions(ours, theirs, format.choices))
 
 
 def _refuse_other_model(format: Format, config: ConfigDict, tensors: dict[str, np.ndarray]) -> None:

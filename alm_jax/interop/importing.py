@@ -138,7 +138,8 @@ def to_alm(
         checkpoint; a field that it does not tell was not given.
     """
     checkpoint, ignored = _relevant(format, checkpoint)
-    config = configured(format, checkpoint, overrides)
+    told = format.configure(checkpoint)
+    config = configured(told, overrides, path=checkpoint.path, choices=format.choices)
     if format.prepare is not None:
         checkpoint = format.prepare(checkpoint, config)
     shapes = parameter_shapes(format, config)
