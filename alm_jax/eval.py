@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from alm_jax.evaluators.caption_java import unavailable
     from alm_jax.evaluators.card import evaluation_card
+    from alm_jax.evaluators.metrics.caption_java import unavailable
     from alm_jax.evaluators.protocol_runs import run
     from alm_jax.evaluators.protocols import Captions, default_protocols, find_protocols
     from alm_jax.evaluators.results import format_table, write_results

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from alm_jax import train
 from alm_jax.config import read_config
-from alm_jax.evaluators.baseline import NAMES, ridge_results
 from alm_jax.evaluators.files import load_evaluation, save_evaluation
+from alm_jax.evaluators.linear.evaluate import NAMES, ridge_results
 from alm_jax.evaluators.results import format_table, read_results, write_results
 from alm_jax.evaluators.suite import Evaluation, embed_clips, evaluate_split, retrieval_results
 from alm_jax.export import real_examples

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.retrieval import distinct_captions
+from alm_jax.evaluators.metrics.retrieval import distinct_captions
 from input_pipeline.opensounds import index
 from input_pipeline.sources import Source, open_source
 

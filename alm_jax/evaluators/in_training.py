@@ -13,8 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from alm_jax.evaluators.classifier import classifier_metrics
 from alm_jax.evaluators.clips import Clips
+from alm_jax.evaluators.metrics.classifier import classifier_metrics
 from alm_jax.evaluators.results import Row
 from alm_jax.evaluators.suite import embed_clips, retrieval_results
 from alm_jax.inference.model import Model

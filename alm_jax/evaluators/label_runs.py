@@ -8,10 +8,10 @@ import numpy as np
 
 from alm_jax.errors import UserError
 from alm_jax.evaluators import protocols
-from alm_jax.evaluators.classifier import classifier_metrics
 from alm_jax.evaluators.clips import Clips
-from alm_jax.evaluators.knn import PROTOCOL, TEMPERATURE, knn_scores
 from alm_jax.evaluators.labels import read_labels
+from alm_jax.evaluators.metrics.classifier import classifier_metrics
+from alm_jax.evaluators.metrics.knn import PROTOCOL, TEMPERATURE, knn_scores
 from alm_jax.evaluators.session import Session
 from alm_jax.evaluators.suite import Results
 from input_pipeline import labels as class_labels

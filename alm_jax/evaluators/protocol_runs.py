@@ -11,20 +11,21 @@ import numpy as np
 from tqdm import tqdm
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators import caption_java, label_runs, protocols
-from alm_jax.evaluators.caption_metrics import caption_metrics, checked_references
-from alm_jax.evaluators.caption_sets import caption_set_metrics
+from alm_jax.evaluators import label_runs, protocols
 from alm_jax.evaluators.clips import Clips
-from alm_jax.evaluators.compositional import compositional_metrics, read_groups
 from alm_jax.evaluators.files import save_evaluation
 from alm_jax.evaluators.labels import read_labels
+from alm_jax.evaluators.metrics import caption_java
+from alm_jax.evaluators.metrics.caption_metrics import caption_metrics, checked_references
+from alm_jax.evaluators.metrics.caption_sets import caption_set_metrics
+from alm_jax.evaluators.metrics.compositional import compositional_metrics, read_groups
+from alm_jax.evaluators.metrics.tagging import tagging_metrics
+from alm_jax.evaluators.metrics.zero_shot import TEMPLATES, zero_shot_metrics
 from alm_jax.evaluators.predictions import write_answers, write_captions
 from alm_jax.evaluators.protocols import Protocol
 from alm_jax.evaluators.results import flatten_results
 from alm_jax.evaluators.session import Session
 from alm_jax.evaluators.suite import Results, evaluate_clips, generate_captions
-from alm_jax.evaluators.tagging import tagging_metrics
-from alm_jax.evaluators.zero_shot import TEMPLATES, zero_shot_metrics
 
 log = logging.getLogger("alm_jax")
 _FILES = 64  # at a time
@@ -65,7 +66,7 @@ def _held_out(protocol: protocols.HeldOut, session: Session, folder: Path | None
 
 @_run.register
 def _ridge(protocol: protocols.Ridge, session: Session, folder: Path | None) -> Results:
-    from alm_jax.evaluators.baseline import ridge_results
+    from alm_jax.evaluators.linear.evaluate import ridge_results
 
     del folder
     train = session.model.config.data.train_split

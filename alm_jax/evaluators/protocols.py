@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 
 from alm_jax.errors import UserError, did_you_mean
-from alm_jax.evaluators.zero_shot import TEMPLATES
+from alm_jax.evaluators.metrics.zero_shot import TEMPLATES
 
 
 @dataclasses.dataclass(frozen=True)

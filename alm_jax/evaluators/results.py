@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.bootstrap import Interval
+from alm_jax.evaluators.metrics.bootstrap import Interval
 
 
 class Row(TypedDict):

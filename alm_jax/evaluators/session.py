@@ -11,8 +11,8 @@ import numpy as np
 
 from alm_jax.errors import UserError
 from alm_jax.evaluators.clips import Clips
+from alm_jax.evaluators.metrics.zero_shot import TEMPLATES, build_prompts, ensemble_prompts
 from alm_jax.evaluators.suite import embed_clips, open_clips
-from alm_jax.evaluators.zero_shot import TEMPLATES, build_prompts, ensemble_prompts
 from alm_jax.inference.model import Model
 from input_pipeline.own_data import REPORT
 from input_pipeline.sources import resolve_version

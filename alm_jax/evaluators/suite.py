@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.caption_metrics import caption_metrics
 from alm_jax.evaluators.clips import Clips, ZeroShotTask, zero_shot_tasks
+from alm_jax.evaluators.metrics.caption_metrics import caption_metrics
+from alm_jax.evaluators.metrics.retrieval import retrieval_metrics, select_clips
+from alm_jax.evaluators.metrics.zero_shot import build_prompts, ensemble_prompts, zero_shot_metrics
 from alm_jax.evaluators.results import flatten_results
-from alm_jax.evaluators.retrieval import retrieval_metrics, select_clips
-from alm_jax.evaluators.zero_shot import build_prompts, ensemble_prompts, zero_shot_metrics
 from alm_jax.inference.model import Model as JaxModel
 
 Results = dict[str, dict[str, Any]]

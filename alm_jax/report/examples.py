@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alm_jax.evaluators.clips import Clips
-from alm_jax.evaluators.ranking import unit_grid
+from alm_jax.evaluators.metrics.ranking import unit_grid
 from alm_jax.evaluators.suite import Evaluation, Model, ZeroShotAnswers
 
 # Asked in words of nobody's caption, so there is no right answer to mark.

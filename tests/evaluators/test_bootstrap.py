@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alm_jax.evaluators import bootstrap
-from alm_jax.evaluators.bootstrap import group_mean_interval, mean_interval, median_interval
+from alm_jax.evaluators.metrics import bootstrap
+from alm_jax.evaluators.metrics.bootstrap import group_mean_interval, mean_interval, median_interval
 
 
 def loop(clusters: list[list[float]], statistic) -> tuple[float, float]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.caption_metrics import caption_metrics
-from alm_jax.evaluators.caption_scores import bleu, cider_d, rouge_l
-from alm_jax.evaluators.caption_words import tokenise
+from alm_jax.evaluators.metrics.caption_metrics import caption_metrics
+from alm_jax.evaluators.metrics.caption_scores import bleu, cider_d, rouge_l
+from alm_jax.evaluators.metrics.caption_words import tokenise
 
 GOLDEN = json.loads(
     Path(__file__).with_name("coco_caption_golden.json").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ import torch
 from torchmetrics.retrieval import RetrievalMAP, RetrievalRecall
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.caption_sets import caption_set_metrics
-from alm_jax.evaluators.retrieval import distinct_captions
+from alm_jax.evaluators.metrics.caption_sets import caption_set_metrics
+from alm_jax.evaluators.metrics.retrieval import distinct_captions
 
 CLIPS, CAPTIONS, WIDTH = 40, 5, 16
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from alm_jax.evaluators.chance import (
+from alm_jax.evaluators.metrics.chance import (
     average_precision_chance,
     median_rank_chance,
     recall_chance,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.classifier import average_precision, classifier_metrics
+from alm_jax.evaluators.metrics.classifier import average_precision, classifier_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "audioset_stats.npz"
 

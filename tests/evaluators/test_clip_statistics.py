@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.clip_statistics import (
+from alm_jax.evaluators.linear.clip_statistics import (
     MEL_BINS,
     clip_statistics,
     log_mel,

@@ -10,10 +10,10 @@ import pytest
 
 import alm_jax
 from alm_jax.errors import UserError
-from alm_jax.evaluators.baseline import ridge_results
 from alm_jax.evaluators.clips import Clips, zero_shot_tasks
 from alm_jax.evaluators.files import load_evaluation, save_evaluation
 from alm_jax.evaluators.in_training import make_evaluator
+from alm_jax.evaluators.linear.evaluate import ridge_results
 from alm_jax.evaluators.results import flatten_results
 from alm_jax.evaluators.suite import (
     Evaluation,

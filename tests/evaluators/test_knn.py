@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.knn import knn_scores
+from alm_jax.evaluators.metrics.knn import knn_scores
 
 RNG = np.random.default_rng(0)
 TRAIN, ASKED = RNG.standard_normal((40, 6)), RNG.standard_normal((9, 6))
@@ -43,7 +43,7 @@ def test_ties_do_not_depend_on_blocks(monkeypatch):
     """The number would change with the memory of the machine."""
     train, labels = np.repeat(TRAIN[:4], 10, axis=0), LABELS
     whole = knn_scores(train, labels, ASKED, neighbours=5)
-    monkeypatch.setattr("alm_jax.evaluators.knn._BLOCK", 2)
+    monkeypatch.setattr("alm_jax.evaluators.metrics.knn._BLOCK", 2)
     np.testing.assert_array_equal(knn_scores(train, labels, ASKED, neighbours=5), whole)
     nearest = np.argmax(ASKED @ TRAIN[:4].T / np.linalg.norm(TRAIN[:4], axis=1), axis=1)
     np.testing.assert_allclose(whole, [labels[10 * n : 10 * n + 5].mean(axis=0) for n in nearest])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.linear_baseline import TfIdf, fit_linear_baseline, linear_baseline
-from alm_jax.evaluators.retrieval import distinct_captions, retrieval_metrics
+from alm_jax.evaluators.linear.ridge import TfIdf, fit_linear_baseline, linear_baseline
+from alm_jax.evaluators.metrics.retrieval import distinct_captions, retrieval_metrics
 
 WORDS = (
     *("rain", "wind", "dog", "horn", "bell", "drum", "door", "water"),

@@ -14,8 +14,8 @@ import pytest
 
 from alm_jax import cli
 from alm_jax.errors import UserError
-from alm_jax.evaluators import caption_java, compositional
-from alm_jax.evaluators.compositional import read_groups
+from alm_jax.evaluators.metrics import caption_java, compositional
+from alm_jax.evaluators.metrics.compositional import read_groups
 from alm_jax.evaluators.protocol_runs import run
 from alm_jax.evaluators.protocols import (
     PROTOCOLS,

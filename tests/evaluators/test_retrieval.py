@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators import ranking
-from alm_jax.evaluators.ranking import Positives, rank_positives, unit_grid
-from alm_jax.evaluators.retrieval import (
+from alm_jax.evaluators.metrics import ranking
+from alm_jax.evaluators.metrics.ranking import Positives, rank_positives, unit_grid
+from alm_jax.evaluators.metrics.retrieval import (
     distinct_captions,
     retrieval_metrics,
     select_clips,

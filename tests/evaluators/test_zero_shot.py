@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.zero_shot import build_prompts, ensemble_prompts, zero_shot_metrics
+from alm_jax.evaluators.metrics.zero_shot import build_prompts, ensemble_prompts, zero_shot_metrics
 
 NAMES = ["dog bark", "rain", "engine", "violin", "never heard"]
 

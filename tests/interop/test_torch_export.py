@@ -14,7 +14,7 @@ import torch
 import alm_jax
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
-from alm_jax.evaluators.retrieval import retrieval_metrics
+from alm_jax.evaluators.metrics.retrieval import retrieval_metrics
 from alm_jax.interop import exported, layouts, parity_inputs
 from alm_jax.interop.exported import export_config
 from alm_jax.interop.torch_export import export_params, export_torch, load_module

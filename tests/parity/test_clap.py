@@ -24,7 +24,7 @@ from alm_jax.audio.fusion import excerpt_starts, fusion_views, squeeze
 from alm_jax.audio.patches import Patches
 from alm_jax.config import load_config
 from alm_jax.errors import UserError
-from alm_jax.evaluators.ranking import Positives, rank_positives, unit_grid
+from alm_jax.evaluators.metrics.ranking import Positives, rank_positives, unit_grid
 from alm_jax.inference.jitted import Inference
 from alm_jax.interop import hf_clap, htsat, laion_clap
 from alm_jax.interop.importing import from_alm, in_memory, to_alm, vocab_size

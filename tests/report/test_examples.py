@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alm_jax.evaluators.clips import Clips, ZeroShotTask
-from alm_jax.evaluators.retrieval import distinct_captions
+from alm_jax.evaluators.metrics.retrieval import distinct_captions
 from alm_jax.evaluators.suite import Evaluation, ZeroShotAnswers
 from alm_jax.report.examples import HITS, class_table, search_captions, search_free, spread
 

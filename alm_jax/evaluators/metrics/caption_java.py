@@ -14,8 +14,8 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from alm_jax.evaluators.caption_metrics import caption_metrics
-from alm_jax.evaluators.caption_words import Words
+from alm_jax.evaluators.metrics.caption_metrics import caption_metrics
+from alm_jax.evaluators.metrics.caption_words import Words
 
 PROTOCOL = (
     "captions-v1[ptb]: coco-caption's scores on Penn Treebank words, as published; chance = the "

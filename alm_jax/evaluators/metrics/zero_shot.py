@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.bootstrap import Interval, group_mean_interval, mean_interval
-from alm_jax.evaluators.class_precision import class_precision
-from alm_jax.evaluators.ranking import (
+from alm_jax.evaluators.metrics.bootstrap import Interval, group_mean_interval, mean_interval
+from alm_jax.evaluators.metrics.class_precision import class_precision
+from alm_jax.evaluators.metrics.ranking import (
     TIE_TOLERANCE,
     Positives,
     check_embeddings,

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alm_jax.evaluators.bootstrap import Interval, group_mean_interval
-from alm_jax.evaluators.chance import average_precision_chance
-from alm_jax.evaluators.ranking import Positives, rank_positives
+from alm_jax.evaluators.metrics.bootstrap import Interval, group_mean_interval
+from alm_jax.evaluators.metrics.chance import average_precision_chance
+from alm_jax.evaluators.metrics.ranking import Positives, rank_positives
 
 
 class ClassPrecision(NamedTuple):

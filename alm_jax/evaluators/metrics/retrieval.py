@@ -5,7 +5,7 @@ is 0.43, 0.57 or 0.74 depending on whose code ranks it):
 
 * captions repeat, so the gallery of audio->text, and the queries of text->audio, are the distinct
   caption strings; any clip of a caption is a right answer to it;
-* scores are cosines, and ties count against the model (`alm_jax.evaluators.ranking`);
+* scores are cosines, and ties count against the model (`alm_jax.evaluators.metrics.ranking`);
 * R@k is the share of queries with at least one right item among the first k, which is what
   captioning papers call recall@k (trec_eval's recall divides by the number of right items);
 * mAP@10 is trec_eval's `map_cut_10`: precision at each right item found in the first 10, summed,
@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.bootstrap import mean_interval, median_interval
-from alm_jax.evaluators.chance import (
+from alm_jax.evaluators.metrics.bootstrap import mean_interval, median_interval
+from alm_jax.evaluators.metrics.chance import (
     average_precision_chance,
     median_rank_chance,
     recall_chance,
 )
-from alm_jax.evaluators.ranking import (
+from alm_jax.evaluators.metrics.ranking import (
     TIE_TOLERANCE,
     Positives,
     rank_positives,

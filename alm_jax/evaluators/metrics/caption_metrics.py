@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.bootstrap import Interval, interval, mean_interval
-from alm_jax.evaluators.caption_scores import bleu_counts, bleu_of, cider_d, rouge_l
-from alm_jax.evaluators.caption_words import Words, tokenise
+from alm_jax.evaluators.metrics.bootstrap import Interval, interval, mean_interval
+from alm_jax.evaluators.metrics.caption_scores import bleu_counts, bleu_of, cider_d, rouge_l
+from alm_jax.evaluators.metrics.caption_words import Words, tokenise
 from alm_jax.evaluators.results import with_interval
 
 PROTOCOL = (

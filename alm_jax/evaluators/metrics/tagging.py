@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.class_precision import class_precision
-from alm_jax.evaluators.ranking import TIE_TOLERANCE, unit_grid
+from alm_jax.evaluators.metrics.class_precision import class_precision
+from alm_jax.evaluators.metrics.ranking import TIE_TOLERANCE, unit_grid
 from alm_jax.evaluators.results import with_interval
 
 PROTOCOL = (

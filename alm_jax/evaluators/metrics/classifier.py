@@ -14,7 +14,7 @@ import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.chance import average_precision_chance
+from alm_jax.evaluators.metrics.chance import average_precision_chance
 from alm_jax.evaluators.results import Row
 
 PROTOCOL = (

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.ranking import GRID, unit_grid
+from alm_jax.evaluators.metrics.ranking import GRID, unit_grid
 
 PROTOCOL = (
     "votes of the {k} training clips of highest cosine, weighted by exp(cosine / {temperature:g})"

@@ -24,9 +24,9 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.caption_words import tokenise
-from alm_jax.evaluators.ranking import check_embeddings
-from alm_jax.evaluators.retrieval import distinct_captions, retrieval_metrics
+from alm_jax.evaluators.metrics.caption_words import tokenise
+from alm_jax.evaluators.metrics.ranking import check_embeddings
+from alm_jax.evaluators.metrics.retrieval import distinct_captions, retrieval_metrics
 
 RIDGE_STRENGTHS = (30.0, 100.0, 300.0, 1000.0)
 WHITENING_STRENGTHS = (0.3, 1.0, 3.0)
@@ -127,7 +127,7 @@ def fit_linear_baseline(
     Best means the highest sum of audio->text and text->audio mAP@10.
 
     Args:
-      train_statistics: [n, K] from `alm_jax.evaluators.clip_statistics`.
+      train_statistics: [n, K] from `alm_jax.evaluators.linear.clip_statistics`.
       train_texts: n captions.
       validation_statistics: [v, K].
       validation_texts: v captions.
@@ -190,7 +190,7 @@ def linear_baseline(
     """Fits the baseline and scores it as any model is scored.
 
     Args:
-      train_statistics: [n, K] from `alm_jax.evaluators.clip_statistics`.
+      train_statistics: [n, K] from `alm_jax.evaluators.linear.clip_statistics`.
       train_texts: n captions.
       test_statistics: [t, K].
       test_texts: t captions.

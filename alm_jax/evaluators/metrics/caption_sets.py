@@ -34,13 +34,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.bootstrap import Interval, mean_interval, median_interval
-from alm_jax.evaluators.chance import (
+from alm_jax.evaluators.metrics.bootstrap import Interval, mean_interval, median_interval
+from alm_jax.evaluators.metrics.chance import (
     average_precision_chance,
     median_rank_chance,
     recall_chance,
 )
-from alm_jax.evaluators.ranking import TIE_TOLERANCE, Positives, Ranks, rank_positives, unit_grid
+from alm_jax.evaluators.metrics.ranking import (
+    TIE_TOLERANCE,
+    Positives,
+    Ranks,
+    rank_positives,
+    unit_grid,
+)
 from alm_jax.evaluators.results import with_interval
 
 DEPTH = 10

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from alm_jax.evaluators.clip_statistics import statistics_of_clips
 from alm_jax.evaluators.clips import Clips
-from alm_jax.evaluators.linear_baseline import fit_linear_baseline
+from alm_jax.evaluators.linear.clip_statistics import statistics_of_clips
+from alm_jax.evaluators.linear.ridge import fit_linear_baseline
 from alm_jax.evaluators.suite import Results, retrieval_results
 
 NAMES = {False: "ridge", True: "ridge_whitened"}

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from alm_jax.evaluators.caption_words import Words
+from alm_jax.evaluators.metrics.caption_words import Words
 
 MAX_N = 4
 ROUGE_BETA = 1.2

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from alm_jax.errors import UserError
-from alm_jax.evaluators.bootstrap import mean_interval
-from alm_jax.evaluators.ranking import GRID, TIE_TOLERANCE, unit_grid
+from alm_jax.evaluators.metrics.bootstrap import mean_interval
+from alm_jax.evaluators.metrics.ranking import GRID, TIE_TOLERANCE, unit_grid
 from alm_jax.evaluators.results import with_interval
 from input_pipeline.formats.audio_lookup import AudioFiles
 from input_pipeline.formats.tables import read_table
