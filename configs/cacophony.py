@@ -18,7 +18,8 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     c = base()
     c.name = "cacophony"
-    audio = vit(768, 12, 8, activation="silu", attention="fused", remat="dots")
+    # Recomputed whole: less memory and no slower, see docs/scale.md.
+    audio = vit(768, 12, 8, activation="silu", attention="fused", remat="full")
     roberta = dict(norm="post", eps=1e-5, causal=True, init="bert", remat="dots")
     roberta |= dict(dropout=0.1, attention_dropout=0.1)
     text = transformer(768, 12, 12, **roberta)
