@@ -133,7 +133,6 @@ def _trace(
       path: the file.
     """
     import torch
-    from onnxscript import optimizer
 
     class Graph(torch.nn.Module):
         def __init__(self) -> None:
@@ -160,17 +159,13 @@ def _trace(
             verbose=False,
         )
         assert program is not None
-        # The exporter's optimiser without its rewriting rules: they take a third of the time and
-        # keep the weights of the graph that they saw last, and onnxruntime has rules of its own.
-        for improve in (
-            optimizer.inline,
-            optimizer.fold_constants,
-            optimizer.remove_unused_nodes,
-            optimizer.remove_unused_functions,
-        ):
-            improve(program.model)
+        values = list(program.model.graph.initializers.values())
+        program.optimize()
         # A protobuf holds no more than 2 GB, and is in memory three times while it is written.
         program.save(str(path), external_data=size > BESIDE)
+    # The optimiser's rules remember the graph that they saw last, and with it the weights.
+    for value in (*values, *program.model.graph.initializers.values()):
+        value.const_value = None
 
 
 @contextlib.contextmanager
