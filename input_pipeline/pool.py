@@ -59,7 +59,7 @@ def exit_with(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(0.5)
+            time.sleep(0.5)  # Linux alone can signal a parent's death; looking works everywhere
         os._exit(1)
 
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()

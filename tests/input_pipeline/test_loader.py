@@ -2,10 +2,6 @@
 
 import json
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +19,7 @@ from input_pipeline.loader import eval_batches, train_loader
 from input_pipeline.loader_config import LoaderConfig, host_rows
 from input_pipeline.sources import Source, open_source
 from input_pipeline.text import Tokenizer
+from tests.killed_parent import assert_worker_ends
 
 Batch = dict[str, np.ndarray]
 TRAIN, TEST, SECOND, LENGTH = 37, 11, 1000, 48
@@ -301,7 +298,8 @@ def test_workers_end_with_a_killed_parent(data: Any, tokenizer: Tokenizer, tmp_p
     """A killed run (out of memory, say) must not leave workers that hold the memory it needs."""
     tokenizer.save(tmp_path / "tokenizer.model")
     script = tmp_path / "train.py"
-    script.write_text(
+    assert_worker_ends(
+        script,
         "import multiprocessing, time\n"
         "from input_pipeline.loader import train_loader\n"
         "from input_pipeline.text import Tokenizer\n"
@@ -310,31 +308,8 @@ def test_workers_end_with_a_killed_parent(data: Any, tokenizer: Tokenizer, tmp_p
         f"    loader = train_loader({dict(data, num_workers=1)!r}, tokenizer, seed=0)\n"
         "    next(loader)\n"
         "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
-        "    time.sleep(100)\n"
+        "    time.sleep(100)\n",
     )
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        text=True,
-    ) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        os.kill(worker, 0)  # it is there
-        parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while _is_running(worker):
-        assert time.monotonic() < deadline, "the worker outlived its parent by 10 s"
-        time.sleep(0.1)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_eval_shows_every_clip_once_in_order(

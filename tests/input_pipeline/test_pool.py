@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from input_pipeline.pool import mapped
+from tests.killed_parent import assert_worker_ends
 
 
 def _slow_if_even(number: int) -> tuple[int, int]:
@@ -41,36 +37,13 @@ def test_results_in_order() -> None:
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     """Workers of a killed build would go on writing beside those of the next one."""
     script = tmp_path / "build.py"
-    script.write_text(
+    assert_worker_ends(
+        script,
         "import os, time\n"
         "from input_pipeline.pool import mapped\n"
         "def work(number):\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(100)\n"
         "if __name__ == '__main__':\n"
-        "    list(mapped(work, range(4), 1))\n"
+        "    list(mapped(work, range(4), 1))\n",
     )
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        text=True,
-    ) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
-        deadline = time.monotonic() + 10
-        while _is_running(worker):
-            if time.monotonic() > deadline:
-                os.kill(worker, signal.SIGKILL)
-                pytest.fail("the worker outlived its parent by 10 s")
-            time.sleep(0.1)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
