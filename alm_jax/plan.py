@@ -4,7 +4,7 @@ alm plan --config=audiomae --topology=v5e:8x8
 alm plan --config=cacophony --topology v5e:2x4 v5e:8x8 --batch_per_chip=32 --json=plan.json
 
 The training step of `alm train` itself is compiled, ahead of time, by the TPU's own compiler
-(pip install 'alm_jax[tpu]'), which runs on any machine; a step of full size takes it some minutes.
+(pip install 'alm_jax[tpu]'), which runs on any machine; a step of full size takes a minute.
 Topologies: v4:2x2x2, v5e:16x16, v5p:4x4x4, v6e:8x8, several slices as v5e:4x4*2, and cpu:8, eight
 simulated devices that need no TPU compiler. With several topologies the table shows weak scaling:
 every chip has as many clips as on the first one.
@@ -48,6 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="compile once for each topology: do not look for the largest batch that fits",
     )
+    parser.add_argument(
+        "--machine_code",
+        action="store_true",
+        help="compile to the end, minutes for each step: also tells the program's size, the"
+        " compiler's estimate of the time, and whether it gets to its end",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the plans there, a list")
     args = parser.parse_args(argv)
     config = load_config(args.config, args.overrides)
@@ -68,7 +74,14 @@ def main(argv: list[str] | None = None) -> int:
     plans = []
     per_chip = args.batch_per_chip
     for topology in wanted:
-        plan = make_plan(config, topology, batch_per_chip=per_chip, search=not args.quick, log=log)
+        plan = make_plan(
+            config,
+            topology,
+            batch_per_chip=per_chip,
+            search=not args.quick,
+            machine_code=args.machine_code,
+            log=log,
+        )
         per_chip = per_chip or plan.batch_size // plan.chips
         plans.append(plan)
         print(describe(plan, config), end="\n\n", flush=True)

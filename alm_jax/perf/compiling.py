@@ -1,9 +1,8 @@
-"""Compiles a config's training step for devices that are not here, and measures the program."""
+"""Compiles a config's training step without running it, and measures the program."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from typing import Any
 
@@ -18,24 +17,6 @@ from alm_jax.train_state import Setup, make_setup
 from alm_jax.train_step import jit_train_step, make_train_step
 from input_pipeline.loader_config import LoaderConfig
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-class OverFull(Exception):
-    """The program needs more memory than a device has.
-
-    Attributes:
-      needed: bytes.
-      available: bytes.
-      temporaries: whether `needed` is of temporaries alone, without state and batch.
-    """
-
-    def __init__(self, needed: int, available: int, temporaries: bool = False):
-        super().__init__(f"needs {needed} bytes of {available}")
-        self.needed = needed
-        self.available = available
-        self.temporaries = temporaries
-
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
@@ -45,28 +26,28 @@ class Compiled:
       arguments: state and batch.
       temporaries: activations and everything else that lives within a step.
       results: of the step that do not take the place of an argument.
-      program: the machine code.
+      program: the machine code; None where it was not made.
       collectives: see `hlo.summary`; of one device in a step.
       hbm_traffic: read from and written to main memory in a step.
       operand_traffic: the same, as if every operand and result of a fusion were in main memory.
-      estimated_cycles: the TPU compiler's own estimates, summed.
+      estimated_cycles: the TPU compiler's own estimates, summed; None without machine code.
       compile_seconds: what compiling took.
     """
 
     arguments: int
     temporaries: int
     results: int
-    program: int
+    program: int | None
     collectives: dict[str, dict[str, int]]
     hbm_traffic: int
     operand_traffic: int
-    estimated_cycles: int
+    estimated_cycles: int | None
     compile_seconds: float
 
     @property
     def peak(self) -> int:
         """Bytes of main memory that the program needs."""
-        return self.arguments + self.temporaries + self.results + self.program
+        return self.arguments + self.temporaries + self.results + (self.program or 0)
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -121,22 +102,12 @@ def _jaxpr(config: ConfigDict, mesh: Any) -> Any:
 
 
 def compile_step(config: ConfigDict, mesh: Mesh) -> Compiled:
-    """Compiles the very step that `alm train` runs, for the devices of the mesh.
-
-    Raises:
-      OverFull: the compiler found that it does not fit.
-    """
+    """Compiles the very step that `alm train` runs, for the devices of the mesh: those of here."""
     started = time.perf_counter()
     setup = setup_of(config, mesh)
     step: Any = jit_train_step(config, setup, batch_sharding(mesh))
     lowered = step.lower(setup.shapes, batch_shapes(config))
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = out_of_memory(str(error))
-        if needed is None:
-            raise
-        raise needed from error
+    compiled = lowered.compile()
     memory = compiled.memory_analysis()
     program = hlo.Program(compiled.as_text())
     return Compiled(
@@ -150,22 +121,3 @@ def compile_step(config: ConfigDict, mesh: Mesh) -> Compiled:
         estimated_cycles=program.estimated_cycles(),
         compile_seconds=time.perf_counter() - started,
     )
-
-
-def out_of_memory(message: str) -> OverFull | None:
-    """Reads the TPU compiler's RESOURCE_EXHAUSTED; None for another message."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    size = r"([\d.]+)([KMGT]?)i?B?"
-    for pattern in (
-        rf"Used {size} of {size} hbm",
-        rf"for HLO temporaries \({size}\) exceeds available HBM \({size}\)",
-    ):
-        if found := re.search(pattern, message):
-            needed, unit, available, unit_available = found.groups()
-            return OverFull(
-                int(float(needed) * _UNITS[unit]),
-                int(float(available) * _UNITS[unit_available]),
-                temporaries="temporaries" in found[0],
-            )
-    return None

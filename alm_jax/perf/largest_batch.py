@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from alm_jax.perf.compiling import Compiled, OverFull
-
-# The batch is halved at most as often as this before the state alone is said to be too large.
-_HALVINGS = 6
+# How many sizes are compiled at most beside the one that was asked for, how much larger than all
+# before the next one may be, and by how much it must be larger than what fits to be worth it.
+_COMPILATIONS = 5
+_STRIDE = 8
+_WORTH = 1.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,87 +17,57 @@ class LargestBatch:
     """The answer, and how it was found.
 
     Attributes:
-      batch_size: global; 0 if not even the smallest fits.
+      batch_size: global, compiled; 0 if not even the smallest fits.
       needed: bytes of a chip at that size.
-      how: "compiled" if that very size was compiled, else "extrapolated" from those below.
-      compiled_at: global batch sizes that were compiled and fit.
-      too_large: the smallest size that was compiled and did not fit, or None.
+      compiled_at: all sizes that were compiled.
+      too_large: the smallest of them that did not fit, or None.
     """
 
     batch_size: int
     needed: int
-    how: str
     compiled_at: tuple[int, ...]
     too_large: int | None
 
 
 def find_largest(
-    batch: int,
-    outcome: Compiled | OverFull,
-    measure: Callable[[int], Compiled | OverFull],
-    capacity: int,
-    *,
-    step: int,
+    batch: int, peak: int, measure: Callable[[int], int], capacity: int, *, step: int
 ) -> LargestBatch:
-    """Extends the line through two compiled sizes to the chip's memory, and compiles what it says.
+    """Follows the line through two compiled sizes to the chip's memory, and compiles what it says.
 
     Args:
       batch: a global batch size.
-      outcome: of its compilation.
-      measure: compiles another size.
+      peak: bytes that a chip needs for it.
+      measure: compiles another size: bytes that a chip needs for it.
       capacity: bytes of a chip.
       step: sizes are multiples of it.
     """
-    fitting: dict[int, int] = {}
-    too_large: int | None = None
-
-    def record(size: int, result: Compiled | OverFull) -> None:
-        nonlocal too_large
-        if isinstance(result, Compiled):
-            fitting[size] = result.peak
-        else:
-            too_large = min(size, too_large or size)
-
-    record(batch, outcome)
-    size = batch
-    for _ in range(_HALVINGS):
-        if len(fitting) >= 2 or size <= step:
+    peaks = {batch: peak}
+    guess = max(step, batch // 2 // step * step)
+    if guess == batch:
+        guess = 2 * batch
+    for _ in range(_COMPILATIONS):
+        peaks[guess] = measure(guess)
+        fitting = [size for size in peaks if peaks[size] <= capacity]
+        guess = _follow(peaks, capacity, step)
+        if guess in peaks or guess < (_WORTH * max(fitting) if fitting else step):
             break
-        size = max(step, size // 2 // step * step)
-        record(size, measure(size))
-    if not fitting:
-        return LargestBatch(0, 0, "compiled", (), too_large)
-    if len(fitting) < 2:
-        # One row a device fits: look above it.
-        other = 2 * max(fitting)
-        if other != too_large:
-            record(other, measure(other))
-    guess = _extrapolate(fitting, capacity, step, too_large)
-    if guess not in fitting:
-        record(guess, measure(guess))
-    how = "compiled"
-    if guess not in fitting:
-        # The line was too steep near the limit: a tenth less, which nobody has compiled.
-        smaller = max(max(fitting), guess * 9 // 10 // step * step)
-        how = "compiled" if smaller in fitting else "extrapolated"
-        guess = smaller
-    needed = fitting.get(guess) or round(_line(fitting, guess))
-    return LargestBatch(guess, needed, how, tuple(sorted(fitting)), too_large)
+    best = max(fitting, default=0)
+    too_large = min((size for size in peaks if peaks[size] > capacity), default=None)
+    return LargestBatch(best, peaks.get(best, 0), tuple(sorted(peaks)), too_large)
 
 
-def _line(fitting: dict[int, int], size: int) -> float:
-    (small, low), (large, high) = sorted(fitting.items())[-2:]
-    return low + (high - low) / (large - small) * (size - small)
-
-
-def _extrapolate(fitting: dict[int, int], capacity: int, step: int, too_large: int | None) -> int:
-    best = max(fitting)
-    if len(fitting) < 2:
-        return best
-    (small, low), (large, high) = sorted(fitting.items())[-2:]
-    if high <= low:
-        return best
-    guess = int(small + (capacity - low) * (large - small) / (high - low)) // step * step
-    if too_large is not None:
-        guess = min(guess, too_large - step)
-    return max(guess, best)
+def _follow(peaks: dict[int, int], capacity: int, step: int) -> int:
+    """Where the line through the two sizes around the capacity, or nearest to it, reaches it."""
+    sizes = sorted(peaks)
+    below = [size for size in sizes if peaks[size] <= capacity]
+    above = [size for size in sizes if peaks[size] > capacity]
+    if below and above:
+        small, large = below[-1], above[0]
+    else:
+        small, large = sizes[-2:] if below else sizes[:2]
+    low, high = peaks[small], peaks[large]
+    if large <= small or high <= low:  # what is needed does not grow with the batch
+        return _STRIDE * sizes[-1] if not above else 0
+    size = int(small + (capacity - low) * (large - small) / (high - low)) // step * step
+    size = min(size, _STRIDE * sizes[-1])
+    return min(size, above[0] - step) if above else size

@@ -30,11 +30,9 @@ def describe(plan: Plan, config: ConfigDict) -> str:
         f"  other state {size(s.other_bytes):>14}",
         f"  batch       {size(s.batch_bytes):>14}",
     ]
-    if plan.compiled is not None:
-        lines += [
-            f"  activations {size(plan.compiled.temporaries):>14}  (temporaries of the step)",
-            f"  program     {size(plan.compiled.program):>14}",
-        ]
+    lines.append(f"  activations {size(plan.compiled.temporaries):>14}  (temporaries of the step)")
+    if plan.compiled.program is not None:
+        lines.append(f"  program     {size(plan.compiled.program):>14}")
     lines.append(f"  peak        {size(plan.needed):>14}" + _of_capacity(plan))
     lines += ["", f"FLOPs of the model  {plan.flops:.4g} a step, {_per_clip(plan):.4g} a clip"]
     if plan.executed_flops != plan.flops:
@@ -43,8 +41,7 @@ def describe(plan: Plan, config: ConfigDict) -> str:
             f"FLOPs executed      {plan.executed_flops:.4g}, {ratio:.2f} times as many (what remat"
             " repeats, passes of float32 products)"
         )
-    if plan.compiled is not None:
-        lines += ["", *_collectives(plan)]
+    lines += ["", *_collectives(plan)]
     lines += ["", *_bounds(plan)] if plan.roofline else []
     lines += ["", *_largest(plan)] if plan.largest_batch else []
     lines += ["", *advice(plan, config)] if not plan.fits else []
@@ -66,7 +63,6 @@ def _of_capacity(plan: Plan) -> str:
 
 
 def _collectives(plan: Plan) -> list[str]:
-    assert plan.compiled is not None
     if not plan.compiled.collectives:
         return ["collectives: none"]
     lines = ["collectives of one device     count           bytes       sent (ring)"]
@@ -77,7 +73,7 @@ def _collectives(plan: Plan) -> list[str]:
 
 def _bounds(plan: Plan) -> list[str]:
     r, compiled = plan.roofline, plan.compiled
-    assert r is not None and compiled is not None
+    assert r is not None
     network = "unknown" if r.network_seconds is None else f"{1e3 * r.network_seconds:.1f} ms"
     lines = [
         "roofline (a step takes no less than the longest of these)",
@@ -90,9 +86,12 @@ def _bounds(plan: Plan) -> list[str]:
     lines += [
         f"  step        {1e3 * r.step_seconds:10.1f} ms  bound by {r.bound_by}:"
         f" {r.clips_per_second_per_chip:.0f} clips/s a chip, MFU at most {r.mfu_bound:.2f}",
-        f"the compiler's own estimate, one instruction after the other:"
-        f" {1e3 * r.compiler_seconds:.1f} ms",
     ]
+    if r.compiler_seconds is not None:
+        lines.append(
+            f"the compiler's own estimate, one instruction after the other:"
+            f" {1e3 * r.compiler_seconds:.1f} ms"
+        )
     return lines
 
 
@@ -101,12 +100,9 @@ def _largest(plan: Plan) -> list[str]:
     assert best is not None
     if not best.batch_size:
         return ["largest batch: none fits; the state alone is too large"]
-    how = "compiled"
-    if best.how != "compiled":
-        how = f"on the line through {' and '.join(map(str, best.compiled_at))}, not compiled"
     text = (
         f"largest batch that fits: {best.batch_size} ({best.batch_size / plan.chips:g} a device,"
-        f" {size(best.needed)}; {how}"
+        f" {size(best.needed)}"
     )
     if best.too_large is not None:
         text += f"; {best.too_large} does not fit"
@@ -157,19 +153,16 @@ def table(plans: list[Plan]) -> str:
     for plan in plans:
         share = "-" if plan.hbm_capacity is None else f"{plan.needed / plan.hbm_capacity:.0%}"
         row = [plan.topology, f"{plan.chips}", f"{plan.batch_size}", size(plan.needed), share]
-        if plan.compiled is None:
-            row += ["does not fit"] + ["-"] * 4
+        moved = sum(r["bytes"] for r in plan.compiled.collectives.values())
+        row.append(f"{moved / 2**20:.0f} MiB")
+        if (r := plan.roofline) is None:
+            row += ["-"] * 4
         else:
-            moved = sum(r["bytes"] for r in plan.compiled.collectives.values())
-            row.append(f"{moved / 2**20:.0f} MiB")
-            if (r := plan.roofline) is None:
-                row += ["-"] * 4
-            else:
-                row += [
-                    r.bound_by,
-                    f"{1e3 * r.step_seconds:.1f} ms",
-                    f"{r.clips_per_second_per_chip:.0f}",
-                    f"{r.mfu_bound:.2f}",
-                ]
+            row += [
+                r.bound_by,
+                f"{1e3 * r.step_seconds:.1f} ms",
+                f"{r.clips_per_second_per_chip:.0f}",
+                f"{r.mfu_bound:.2f}",
+            ]
         rows.append("| " + " | ".join(row) + " |")
     return "\n".join(rows)

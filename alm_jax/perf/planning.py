@@ -16,7 +16,6 @@ from alm_jax.errors import UserError
 from alm_jax.parallel.mesh import batch_sharding, make_mesh, row_devices
 from alm_jax.perf.compiling import (
     Compiled,
-    OverFull,
     batch_shapes,
     compile_step,
     executed_flops,
@@ -26,6 +25,7 @@ from alm_jax.perf.compiling import (
 from alm_jax.perf.largest_batch import LargestBatch, find_largest
 from alm_jax.perf.roofline import Roofline, roofline
 from alm_jax.perf.topologies import Topology
+from alm_jax.perf.tpu_compiling import compile_for_tpu
 
 Log = Callable[[str], None]
 
@@ -69,10 +69,9 @@ class Plan:
       flops: that the model needs.
       executed_flops: that are executed, see `compiling.executed_flops`.
       hbm_capacity: that a program may take; None for simulated devices.
-      compiled: the step; None if it does not fit.
-      needed: bytes that it needs, whether or not it fits.
+      compiled: the step.
       in_parts: whether `train.microbatches` may be more than 1, see `accumulation.check_parts`.
-      roofline: bounds of the step; None where the chip has no figures, or the step does not fit.
+      roofline: bounds of the step; None where the chip has no figures.
       largest_batch: that fits; None where nothing limits it or nobody asked.
       versions: of jax, jaxlib and libtpu.
     """
@@ -87,8 +86,7 @@ class Plan:
     flops: int
     executed_flops: int
     hbm_capacity: int | None
-    compiled: Compiled | None
-    needed: int
+    compiled: Compiled
     in_parts: bool
     roofline: Roofline | None
     largest_batch: LargestBatch | None
@@ -96,12 +94,17 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the step compiled."""
-        return self.compiled is not None
+        """Whether a chip has the memory."""
+        return self.hbm_capacity is None or self.needed <= self.hbm_capacity
+
+    @property
+    def needed(self) -> int:
+        """Bytes of a chip that the step needs."""
+        return self.compiled.peak
 
     def to_json(self) -> dict[str, Any]:
         """Nested dicts of numbers and strings."""
-        return dataclasses.asdict(self) | {"fits": self.fits}
+        return dataclasses.asdict(self) | {"needed": self.needed, "fits": self.fits}
 
 
 def count_state(config: ConfigDict, mesh: Any) -> State:
@@ -140,6 +143,7 @@ def make_plan(
     *,
     batch_per_chip: int | None = None,
     search: bool = True,
+    machine_code: bool = False,
     log: Log = lambda message: None,
 ) -> Plan:
     """Compiles the config's step for a topology and measures it.
@@ -148,11 +152,12 @@ def make_plan(
       config: the experiment.
       topology: what to compile for.
       batch_per_chip: clips a chip; None takes the config's global batch.
-      search: also look for the largest batch that fits, which compiles twice more.
-      log: receives what is being done, since each compilation takes a minute or more.
+      search: also look for the largest batch that fits, which compiles twice more or so.
+      machine_code: compile to the end, see `tpu_compiling.compile_for_tpu`.
+      log: receives what is being done, since each compilation takes a minute or so.
 
     Raises:
-      UserError: the mesh or the batch do not fit the topology.
+      UserError: the mesh or the batch do not fit the topology, or the compiler crashed.
     """
     devices = topology.devices()
     mesh = make_mesh(config.mesh, devices)
@@ -168,26 +173,24 @@ def make_plan(
     needed_flops, done_flops = model_flops(config, mesh), executed_flops(config, mesh)
     capacity = None if topology.chip is None else topology.chip.hbm_bytes
 
-    def measure(batch: int) -> Compiled | OverFull:
+    def measure(batch: int) -> Compiled:
         log(f"{topology.name}: compiling for {mesh.size} devices, batch {batch}")
-        try:
-            compiled = compile_step(with_batch(config, batch), mesh)
-        except OverFull as over:
-            log(f"{topology.name}: batch {batch} does not fit")
-            if not over.temporaries:
-                return over
-            state = count_state(with_batch(config, batch), mesh)
-            return OverFull(over.needed + state.bytes, over.available)
-        log(f"{topology.name}: compiled in {compiled.compile_seconds:.0f} s")
+        sized = with_batch(config, batch)
+        if topology.chip is None:
+            compiled = compile_step(sized, mesh)
+        else:
+            compiled = compile_for_tpu(sized, topology, machine_code=machine_code)
+        fits = "" if capacity is None or compiled.peak <= capacity else ", does not fit"
+        log(f"{topology.name}: compiled in {compiled.compile_seconds:.0f} s{fits}")
         return compiled
 
-    outcome = measure(batch)
-    largest = None
+    compiled = measure(batch)
+    largest = bounds = None
     if search and capacity is not None:
-        largest = find_largest(batch, outcome, measure, capacity, step=rows)
-    compiled = outcome if isinstance(outcome, Compiled) else None
-    bounds = None
-    if compiled and topology.chip:
+        largest = find_largest(
+            batch, compiled.peak, lambda batch: measure(batch).peak, capacity, step=rows
+        )
+    if topology.chip:
         bounds = roofline(
             compiled,
             topology.chip,
@@ -209,7 +212,6 @@ def make_plan(
         executed_flops=done_flops,
         hbm_capacity=capacity,
         compiled=compiled,
-        needed=outcome.peak if isinstance(outcome, Compiled) else outcome.needed,
         in_parts=not jax.tree.leaves(setup_of(config, mesh).shapes.stats),
         roofline=bounds,
         largest_batch=largest,

@@ -27,7 +27,8 @@ class Roofline:
       clips_per_second_per_chip: at that time.
       mfu_bound: operations of the model by what the chips could do in that time; no step has more.
       compiler_seconds: the cycles that the compiler estimates for its instructions one after the
-        other, without waiting for other chips; no bound, but nearer to what will be seen.
+        other, without waiting for other chips; no bound, but nearer to what will be seen. None
+        where machine code was not made.
     """
 
     compute_seconds: float
@@ -38,7 +39,7 @@ class Roofline:
     bound_by: str
     clips_per_second_per_chip: float
     mfu_bound: float
-    compiler_seconds: float
+    compiler_seconds: float | None
 
 
 def roofline(
@@ -66,7 +67,7 @@ def roofline(
     # Across slices every chip sends its share of what its slice has summed: 2 (n - 1) / n of it.
     reduced = compiled.collectives.get("all-reduce", {"bytes": 0})["bytes"]
     crossing = 2 * (slices - 1) / slices * reduced * slices / chips
-    bandwidth = chip.network_bandwidth
+    bandwidth, cycles = chip.network_bandwidth, compiled.estimated_cycles
     limits: dict[str, float | None] = {
         "compute": executed_flops / chips / chip.flops,
         "hbm": compiled.hbm_traffic / chip.hbm_bandwidth,
@@ -85,5 +86,5 @@ def roofline(
         bound_by=bound_by,
         clips_per_second_per_chip=batch_size / chips / seconds,
         mfu_bound=model_flops / (chips * chip.flops * seconds),
-        compiler_seconds=compiled.estimated_cycles / chip.clock,
+        compiler_seconds=None if cycles is None else cycles / chip.clock,
     )

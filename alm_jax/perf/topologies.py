@@ -13,11 +13,13 @@ import jax
 from alm_jax.errors import UserError
 from alm_jax.perf.chips import CHIPS, Chip
 
-# libtpu would ask the network which machine this is, and allow one process at a time.
+# libtpu would ask the network which machine this is, and allow one process at a time. What it
+# compiles for is said by the topology, not by this machine's type.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }

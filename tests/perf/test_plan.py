@@ -13,12 +13,13 @@ from alm_jax import plan
 from alm_jax.errors import UserError
 from alm_jax.perf import planning, topologies
 from alm_jax.perf.chips import CHIPS, GIB
-from alm_jax.perf.compiling import Compiled, OverFull, out_of_memory
+from alm_jax.perf.compiling import Compiled
 from alm_jax.perf.largest_batch import find_largest
 from alm_jax.perf.plan_text import advice, describe, table
 from alm_jax.perf.planning import make_plan
 from alm_jax.perf.roofline import roofline
 from alm_jax.perf.topologies import parse
+from alm_jax.perf.tpu_compiling import allocations
 from tests.small_configs import stage1
 
 
@@ -48,49 +49,51 @@ def test_topologies():
             parse(wrong)
 
 
-# Both as libtpu 0.0.42.1 writes them.
-MESSAGES = {
-    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries"
-    " (200.00G) exceeds available HBM (15.75G).": (200.0, 15.75),
-    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm."
-    " Used 20.10G of 15.75G hbm. Exceeded hbm capacity by 4.35G.": (20.1, 15.75),
-}
-
-
-@pytest.mark.parametrize("message", MESSAGES)
-def test_memory_that_does_not_fit(message):
-    """The user would see the compiler's pages of allocations instead of one number."""
-    found = out_of_memory(message)
-    assert (found.needed / GIB, found.available / GIB) == pytest.approx(MESSAGES[message])
-    # Of temporaries alone: the plan adds what state and batch take.
-    assert found.temporaries == ("temporaries" in message)
-    assert out_of_memory("INTERNAL: something else") is None
-
-
 def test_largest_batch_is_on_the_line_and_compiled():
     """The answer would be a guess, or take a dozen compilations."""
     asked = []
 
     def measure(batch):
         asked.append(batch)
-        needed = 1000 + 10 * batch
-        return compiled(needed) if needed <= 8000 else OverFull(needed, 8000)
+        return 1000 + 10 * batch
 
     best = find_largest(64, measure(64), measure, 8000, step=8)
-    assert (best.batch_size, best.how, asked) == (696, "compiled", [64, 32, 696])
-    assert best.needed == 1000 + 10 * 696
+    assert (best.batch_size, asked) == (696, [64, 32, 512, 696])
+    assert (best.needed, best.too_large) == (1000 + 10 * 696, None)
 
+    # From above, of a program that does not fit.
     asked.clear()
     best = find_largest(2048, measure(2048), measure, 8000, step=8)
-    assert (best.batch_size, best.how, best.too_large) == (696, "compiled", 1024)
+    assert (best.batch_size, best.too_large, asked) == (696, 1024, [2048, 1024, 696])
 
     def steep(batch):  # more than the line says near the limit
-        return compiled(batch) if batch <= 100 else OverFull(9000, 8000)
+        asked.append(batch)
+        return 20 * batch if batch <= 100 else 2000 + 60 * (batch - 100)
 
+    asked.clear()
     best = find_largest(96, steep(96), steep, 8000, step=8)
-    assert (best.how, best.compiled_at) == ("extrapolated", (48, 96))
+    assert len(asked) <= 6
+    assert 0.9 * 200 <= best.batch_size <= 200 < best.too_large
 
-    assert find_largest(8, OverFull(9, 8), measure, 8, step=8).batch_size == 0
+    assert find_largest(8, 9, lambda batch: 10, 8, step=8).batch_size == 0
+
+
+BUFFERS = """
+allocation 0: size 512, color 1, thread-local:
+ value: <7 fusion{} @0> (size=512,offset=0): s8[512]{0}
+allocation 1: size 1000, parameter 0, shape |f32[250]| at ShapeIndex {}, maybe-live-out:
+allocation 2: size 300, parameter 1, shape |f32[75]| at ShapeIndex {}:
+allocation 3: size 20, output shape is |(f32[250], f32[])|, maybe-live-out:
+allocation 4: size 7, constant:
+allocation 5: size 4000, preallocated-temp:
+allocation 6: size 90, color 1, preallocated-temp:
+"""
+
+
+def test_memory_in_the_compilers_text():
+    """A plan would say that something fits which does not, or the other way round."""
+    found = allocations(BUFFERS)
+    assert found == {"arguments": 1300, "results": 20, "temporaries": 4007}
 
 
 def test_roofline():
@@ -144,7 +147,7 @@ def test_advice_when_it_does_not_fit(of_cpu):
     """The user would know that it does not fit, and not what to change."""
     config, made = of_cpu
     over = dataclasses.replace(
-        made, compiled=None, needed=20 * GIB, hbm_capacity=15 * GIB, chips=8, batch_size=64
+        made, compiled=compiled(20 * GIB), hbm_capacity=15 * GIB, chips=8, batch_size=64
     )
     text = describe(over, config)
     assert "does not fit, 5.00 GiB too much" in text
