@@ -214,7 +214,7 @@ def _mel_spectrogram(audio: Array, total: int, cfg: LogMelConfig) -> Array:
         audio = audio[:, (cfg.fft_length - cfg.window_length) // 2 :]
     batch, hop = audio.shape[0], cfg.hop_length
     overlap = -(-cfg.window_length // hop) - 1  # further blocks that a frame reaches into
-    steps = max(1, round(batch * total / _CPU_FRAMES_AT_ONCE))
+    steps = min(total, max(1, round(batch * total / _CPU_FRAMES_AT_ONCE)))
     chunk = -(-total // steps)
     needed = (steps * chunk + overlap) * hop
     audio = jnp.pad(audio, ((0, 0), (0, max(0, needed - audio.shape[1]))))[:, :needed]
@@ -236,7 +236,11 @@ def _mel_spectrogram(audio: Array, total: int, cfg: LogMelConfig) -> Array:
         return some(blocks)
     # On CPU, time chunks that stay in cache take 60% of the time of one pass over everything. The
     # loop runs over time, so a batch that is sharded over devices stays where it is.
-    return lax.platform_dependent(blocks, cpu=in_chunks, default=some)[:, :total]
+    return lax.platform_dependent(
+        blocks,
+        cpu=lambda blocks: in_chunks(blocks)[:, :total],
+        default=lambda blocks: some(blocks[:, : total + overlap]),
+    )
 
 
 def _to_log(values: Array, cfg: LogMelConfig) -> Array:

@@ -20,6 +20,7 @@ from alm_jax.audio.frontend import (
     output_frames,
     pcm_to_float,
 )
+from alm_jax.perf import flops
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(FOLDER))
@@ -272,6 +273,17 @@ def test_time_chunks_give_the_same_result(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(frontend, "_CPU_FRAMES_AT_ONCE", frames)
         in_chunks = jax.jit(lambda a: log_mel(a, cfg))(audio)
         np.testing.assert_allclose(in_chunks, whole, atol=1e-5)
+
+
+def test_large_batches_cost_no_more_a_clip():
+    """A pod would compute frames that no clip has: 16 times too many for 65,536 clips."""
+
+    def operations(rows: int) -> float:
+        clips = jax.ShapeDtypeStruct((rows, 160_000), jnp.float32)
+        jaxpr = jax.make_jaxpr(lambda audio: log_mel(audio, FLAVOURS["kaldi_fbank"]))(clips)
+        return flops.count(jaxpr) / rows
+
+    assert operations(65_536) <= 1.05 * operations(64)  # chunks of a CPU end in a shorter one
 
 
 @pytest.mark.parametrize("name", FLAVOURS)
