@@ -57,8 +57,8 @@ test: lint ## everything: formatting, lint, types, all tests
 test-fast: $(INSTALLED) ## the tests that are not marked slow
 	@$(PY) -m pytest -q $(PROCESSES) -m "not slow"
 
-plans: $(INSTALLED) ## compile the full-size configs for TPUs, compare with tests/golden/plans [ARGS=--update]
-	@echo "==> The TPU compiler (700 MB), and minutes of all cores for each config"
+plans: $(INSTALLED) ## plan the full-size configs for TPUs, compare with tests/golden/plans [ARGS=--update]
+	@echo "==> The TPU compiler (700 MB), and half a minute for each config"
 	@$(PY) -m pip install -q -e '.[tpu]'
 	@$(PY) -m tests.perf.golden_plans $(ARGS)
 

@@ -73,8 +73,9 @@ def pretrained(c: ConfigDict, words: set[str], positions: str) -> ConfigDict:
     c.name = "audiomae-plain" if "plain_decoder" in words else "audiomae"
     if "plain_decoder" in words:
         c.model.mae_decoder = transformer(
-            512, 8, 16, init="xavier", remat="dots", decoder="vit", positions=positions
+            512, 8, 16, init="xavier", remat="full", decoder="vit", positions=positions
         )
+        c.model.mae_decoder.attention = "fused"
     else:
         c.model.mae_decoder = ConfigDict(
             dict(

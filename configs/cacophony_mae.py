@@ -16,8 +16,8 @@ def get_config(arg: str = "") -> ConfigDict:
     del arg
     c = base()
     c.name = "cacophony-mae"
-    audio = vit(768, 12, 8, activation="silu", attention="fused", remat="dots")
-    decoder = transformer(768, 12, 8, activation="silu", attention="fused", remat="dots")
+    audio = vit(768, 12, 8, activation="silu", attention="fused", remat="full")
+    decoder = transformer(768, 12, 8, activation="silu", attention="fused", remat="full")
     c = stage1(c, audio, decoder)
     c.masking.budget = 496  # patches of 10 s
     c.model.dtype = "bfloat16"

@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.dtype = "bfloat16"
     positions = "sincos_2d_official"
     c.model.audio = vit(768, 12, 12, positions=positions, class_token=True, init="xavier")
-    c.model.audio.remat = "dots"
+    c.model.audio.attention, c.model.audio.remat = "fused", "full"
     c.model.audio.drop_path = 0.0  # project choice
     c.model.audio_pool = ConfigDict(dict(kind="mean"))  # project choice
     text = transformer(768, 12, 12, norm="post", eps=1e-5, init="bert", remat="dots")
@@ -83,6 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
         c.model.mae_decoder = transformer(
             512, 8, 16, init="xavier", remat="dots", decoder="vit", positions=positions
         )
+        c.model.mae_decoder.attention = "fused"
         c.objectives.reconstruction = ConfigDict(dict(weight=1.0, normalize_target=True))
 
     c.data.max_text_length = 77  # project choice

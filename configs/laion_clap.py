@@ -38,13 +38,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.patches.time = 1
     c.patches.freq = 64
     c.eval.bucket_seconds = (10.0,)
-    audio = htsat(96, (2, 2, 6, 2), (4, 8, 16, 32), drop_path=0.1, remat="full")
+    audio = htsat(96, (2, 2, 6, 2), (4, 8, 16, 32), drop_path=0.1, attention="fused", remat="full")
     if fused:
         audio.fusion = "aff_2d"
         c.init_from.skip = (r"^audio\.(fusion|excerpt_embed)",)  # which no HTSAT has
         c.data.max_seconds = 30.0  # project choice: the official loader reads whole files
         c.eval.bucket_seconds = (10.0, 30.0)
-    text = transformer(768, 12, 12, norm="post", eps=1e-5, init="bert", remat="dots")
+    text = transformer(768, 12, 12, norm="post", eps=1e-5, init="bert", remat="full")
     text.dropout = text.attention_dropout = 0.1
     text.position_offset = 2
     c.model.audio = audio

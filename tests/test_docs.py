@@ -131,7 +131,7 @@ def test_command(command: str, folder: Path, tiny_packages: Path, monkeypatch) -
     if words[1] == "train":
         words = _shrunk(words)
     if words[1] == "plan":
-        # The shipped sizes for TPUs are compiled by `make plans`, which takes an hour.
+        # The shipped sizes for TPUs are compiled by `make plans`, which takes five minutes.
         words = [word for word in words if ":" not in word and not word.startswith("--config")]
         words = [word for word in words if word != "--topology"]
         words += ["--config=quickstart:mae", "--topology=cpu:1", "--config.optim.name=adamw"]
