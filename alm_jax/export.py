@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from alm_jax import cli
 from alm_jax.arguments import ArgumentParser
 from alm_jax.errors import UserError
+from alm_jax.interop.memory import large_blocks_go_back
 
 REAL_CLIPS = 20
 
@@ -109,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", metavar="FILE", help="results.json for the model card")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    large_blocks_go_back()
 
     if args.format == "official":
         from alm_jax.interop.imported import export_official

@@ -56,7 +56,9 @@ class MaeSide(AudioSide):
     def compared(self, golden: Mapping[str, Any], heard: Heard) -> dict[str, tuple[Any, Tensor]]:
         """(wanted, found) of each output in golden.npz, by name."""
         found = super().compared(golden, heard)
-        mask = heard.patches.take(golden["dropped"]).mask
-        pixels = self.predict(heard.patches, golden["visible"], golden["dropped"])
-        found["mae_prediction"] = (golden["mae_prediction"][mask.numpy(force=True)], pixels[mask])
+        wanted = golden["mae_prediction"]
+        patches = Patches(*(part[: len(wanted)] for part in heard.patches))
+        mask = patches.take(golden["dropped"]).mask
+        pixels = self.predict(patches, golden["visible"], golden["dropped"])
+        found["mae_prediction"] = (wanted[mask.numpy(force=True)], pixels[mask])
         return found

@@ -43,8 +43,13 @@ class WindowGrid(NamedTuple):
 
     def roll(self, x: Tensor, sign: int) -> Tensor:
         """Moves [B, G, W * K, D] by the shift, towards the start with sign -1."""
+        # One gather: steps through the grid and back would be a quarter of a traced graph.
         moved = (sign * self.shift[0], sign * self.shift[1])
-        return self.to_windows(self.from_windows(x).roll(moved, (1, 2)))
+        groups = np.arange(self.columns * self.rows).reshape(-1, self.columns, self.window[1])
+        grid = groups.transpose(1, 0, 2).reshape(self.columns, self.rows)
+        groups = np.roll(grid, moved, (0, 1)).reshape(self.columns, -1, self.window[1])
+        order = torch.from_numpy(groups.transpose(1, 0, 2).flatten()).to(x.device)
+        return x.flatten(1, 2).index_select(1, order).unflatten(1, x.shape[1:3])
 
     def moved_bias(self) -> Tensor:
         """[G, W, 1, K, K]: -100 between patches that a shift has made neighbours."""
