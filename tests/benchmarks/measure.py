@@ -51,14 +51,27 @@ class Row:
     times: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
-def in_turns(ways: Sequence[Way], repeats: int, *, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run: a warm-up of every way, then all of them in turn, `repeats` times."""
+def in_turns(
+    ways: Sequence[Way], repeats: int, *, warm_up: int = 1, again: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each run: a warm-up of every way, then all of them in turn, `repeats` times.
+
+    Args:
+      ways: to do the thing.
+      repeats: turns that are timed.
+      warm_up: turns before.
+      again: run twice in each turn, and take the second time. While the other way has its turn, a
+        virtual machine gives memory back to its host, and to get 5 GB again took a train step 5 of
+        its 16 seconds; steps that follow each other, as in training, have it.
+    """
     times: dict[str, list[float]] = {way.name: [] for way in ways}
     with tqdm(total=(warm_up + repeats) * len(ways), leave=False) as bar:
         for turn in range(warm_up + repeats):
             for way in ways:
                 bar.set_description(way.name)
                 gc.collect()
+                if again:
+                    way.run()
                 started = time.perf_counter()
                 way.run()
                 if turn >= warm_up:
@@ -68,10 +81,18 @@ def in_turns(ways: Sequence[Way], repeats: int, *, warm_up: int = 1) -> dict[str
 
 
 def compare(
-    benchmark: str, what: str, ours: Way, other: Way, repeats: int, *, aim: str = "", note: str = ""
+    benchmark: str,
+    what: str,
+    ours: Way,
+    other: Way,
+    repeats: int,
+    *,
+    aim: str = "",
+    note: str = "",
+    again: bool = False,
 ) -> Row:
-    """A row of two ways' median seconds."""
-    times = in_turns([ours, other], repeats)
+    """A row of two ways' median seconds; see `in_turns`."""
+    times = in_turns([ours, other], repeats, again=again)
     mine, theirs = (statistics.median(times[way.name]) for way in (ours, other))
     return Row(
         benchmark,

@@ -53,6 +53,7 @@ def audiomae(batch_size: int, repeats: int, dtype: str) -> Row:
         Way(f"PyTorch on {torch_models.device()}", other),
         repeats,
         aim="2.5" if dtype == "float32" else "1",
+        again=True,
     )
     return _with_mfu(row, step)
 
@@ -71,6 +72,7 @@ def audio_text(batch_size: int, repeats: int, dtype: str) -> Row:
         Way(f"PyTorch on {torch_models.device()}", other),
         repeats,
         aim="2.5" if dtype == "float32" else "1",
+        again=True,
     )
     return _with_mfu(row, step)
 
@@ -85,6 +87,7 @@ def masked(batch_size: int, repeats: int, dtype: str) -> Row:
         Way("all patches", everything.run),
         repeats,
         aim="4.9",
+        again=True,
     )
 
 
