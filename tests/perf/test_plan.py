@@ -19,7 +19,6 @@ from alm_jax.perf.plan_text import advice, describe, table
 from alm_jax.perf.planning import make_plan
 from alm_jax.perf.roofline import roofline
 from alm_jax.perf.topologies import parse
-from alm_jax.perf.tpu_compiling import allocations
 from tests.small_configs import stage1
 
 
@@ -76,24 +75,6 @@ def test_largest_batch_is_on_the_line_and_compiled():
     assert 0.9 * 200 <= best.batch_size <= 200 < best.too_large
 
     assert find_largest(8, 9, lambda batch: 10, 8, step=8).batch_size == 0
-
-
-BUFFERS = """
-allocation 0: size 512, color 1, thread-local:
- value: <7 fusion{} @0> (size=512,offset=0): s8[512]{0}
-allocation 1: size 1000, parameter 0, shape |f32[250]| at ShapeIndex {}, maybe-live-out:
-allocation 2: size 300, parameter 1, shape |f32[75]| at ShapeIndex {}:
-allocation 3: size 20, output shape is |(f32[250], f32[])|, maybe-live-out:
-allocation 4: size 7, constant:
-allocation 5: size 4000, preallocated-temp:
-allocation 6: size 90, color 1, preallocated-temp:
-"""
-
-
-def test_memory_in_the_compilers_text():
-    """A plan would say that something fits which does not, or the other way round."""
-    found = allocations(BUFFERS)
-    assert found == {"arguments": 1300, "results": 20, "temporaries": 4007}
 
 
 def test_roofline():
