@@ -183,10 +183,9 @@ def _simplify(graph: Any) -> None:
     for node in list(graph.graph):
         # After a softmax, 0 for NaN, for rows that -inf masks altogether. The exporter masks with
         # the least float instead, so none is NaN, and to look takes a fifth of a tower's time.
-        (found, *_), (value, *_) = node.outputs, node.inputs or (None,)
-        if node.op_type == "IsNaN" and value.producer().op_type == "Softmax":
-            for user in found.consumers():
-                user.outputs[0].replace_all_uses_with(value)
+        if node.op_type == "IsNaN" and node.inputs[0].producer().op_type == "Softmax":
+            for user in node.outputs[0].consumers():
+                user.outputs[0].replace_all_uses_with(node.inputs[0])
     fold_constants_ir(graph, onnx_shape_inference=True)
     Sequential(
         passes.RemoveUnusedNodesPass(),
