@@ -61,12 +61,11 @@ def _dataset(args: argparse.Namespace, config: ConfigDict) -> str:
     """The dataset to take real clips from; "" if there is none."""
     if args.data:
         return args.data
-    if Path(config.data.dir).is_dir():
-        return config.data.dir
-    print(
-        f"{config.data.dir}, on which the model was trained, is not here: comparing on synthetic "
-        "waves only (--data=DIR names a prepared dataset)"
-    )
+    own = config.data.dir
+    if own and Path(own).is_dir():
+        return own
+    why = f"{own}, on which the model was trained, is not here: " if own else ""
+    print(f"{why}comparing on synthetic waves only (--data=DIR names a prepared dataset)")
     return ""
 
 
@@ -119,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from alm_jax.config import read_config
     from alm_jax.inference.folder import find_model
+    from alm_jax.interop.exported import export_config
     from alm_jax.interop.layouts import get_layout
     from alm_jax.interop.model_card import DataSummary
     from alm_jax.interop.torch_export import export_torch, require_torch
@@ -127,13 +127,14 @@ def main(argv: list[str] | None = None) -> int:
     results = _results(args.results)
     model = find_model(args.model)
     config = read_config(Path(model) / "config.json")
-    get_layout(args.format, config).require()  # before minutes of work
+    get_layout(args.format, export_config(config, 0)).require()  # before minutes of work
     clips, captions, data = None, None, None
     directory = _dataset(args, config)
     if directory:
         rate = int(config.data.sample_rate)
         clips, captions = real_examples(directory, args.split, rate)
-        data = DataSummary.read(directory, config.data.train_split, rate)
+        if config.data.dir:  # an imported model was trained on other data
+            data = DataSummary.read(directory, config.data.train_split, rate)
     report = export_torch(
         model,
         args.output,

@@ -96,8 +96,10 @@ class Imported:
 
 
 def shipped_config(spec: str) -> ConfigDict:
-    """A shipped config that `configure` may change: not locked."""
-    return ConfigDict(load_config(spec).to_dict())
+    """A shipped config that `configure` may change: not locked, and of no data: others trained."""
+    config = ConfigDict(load_config(spec).to_dict())
+    config.data.dir = ""
+    return config
 
 
 def vocab_size(config: ConfigDict) -> int:
@@ -106,8 +108,15 @@ def vocab_size(config: ConfigDict) -> int:
 
 
 def parameter_shapes(format: Format, config: ConfigDict) -> dict[str, tuple[int, ...]]:
-    """Dotted name -> shape of the parameters that a checkpoint of the format fills."""
-    _, abstract = model_graph(config, vocab_size(config))
+    """Dotted name -> shape of the parameters that a checkpoint of the format fills.
+
+    Raises:
+      UserError: the config's values fit no model, such as heads that do not divide a width.
+    """
+    try:
+        _, abstract = model_graph(config, vocab_size(config))
+    except ValueError as error:
+        raise UserError(f"no model has this config: {error}; see --config.model") from error
     return {
         name: tuple(leaf.shape)
         for name, leaf in flat_names(nnx.to_pure_dict(abstract)).items()

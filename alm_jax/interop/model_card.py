@@ -138,6 +138,11 @@ def _tower(config: ConfigDict) -> str:
 
 
 def _data(config: ConfigDict, data: DataSummary | None) -> str:
+    if not config.data.dir:
+        return (
+            "Imported from an official checkpoint: its data and its licence are those that its "
+            "authors state."
+        )
     if data is None:
         return (
             f"Trained on `{config.data.dir}`, split `{config.data.train_split}`. The dataset was "

@@ -39,6 +39,8 @@ class Pooler(nnx.Module):
         if kind not in POOLERS:
             raise ValueError(f"pooler is {kind!r}; it must be one of {POOLERS}")
         self.kind = kind
+        if kind == "attention" and width % heads:
+            raise ValueError(f"{heads} heads of a pooler do not divide a width of {width}")
         self.heads = heads
         if kind == "first_tanh":
             self.out = linear(width, width, ("embed", None), init=init, dtype=dtype, rngs=rngs)

@@ -106,6 +106,8 @@ def test_what_is_printed(checkpoint: Path, tmp_path: Path, capsys):
     [
         ("--config.model.audio.heads=2", "model.audio.heads=2 contradicts"),
         ("--config.model.embed_dim=32", "model.embed_dim=32 contradicts"),
+        ("--config.model.text.heads=7", "7 heads do not divide a width"),
+        ("--config.model.audio_pool.heads=7", "7 heads of a pooler do not divide a width"),
         ("--format=cacophny", "did you mean 'cacophony'"),
         ("--checkpoint=/nowhere", "there is no such file"),
     ],

@@ -91,6 +91,16 @@ def test_a_clap_of_ours_and_back(tmp_path):
     assert {n: t.shape for n, t in again.items()} == {n: t.shape for n, t in tensors.items()}
 
 
+@pytest.mark.parametrize("format", ["torch", "hf", "onnx"])
+def test_the_verb_takes_a_workdir(format, tmp_path, capsys):
+    """`--format=hf` of any LAION-CLAP that was not an export already ended in a traceback."""
+    workdir, _ = trained(tmp_path / "workdir")
+    (tmp_path / "out").write_text("")
+    words = [f"--model={workdir}", f"--format={format}", f"--output={tmp_path / 'out'}"]
+    assert cli.main(["export", *words]) == 2
+    assert "is a file" in capsys.readouterr().err  # as far as it gets before the work
+
+
 def test_what_the_official_code_would_compute_otherwise_is_refused(tmp_path, capsys):
     """The file would load and give other embeddings, without a word."""
     workdir, _ = trained(tmp_path / "workdir", "frontend.mel_scale=htk", "model.text.eps=1e-12")
