@@ -22,6 +22,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _TILE = re.compile(r"T\(([\d,]+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)?)")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
 )
@@ -144,6 +145,9 @@ class Program:
             elif line.startswith("}"):
                 current = None
             elif (instruction := _instruction(line)) is not None:
+                for name in instruction.operands:
+                    if "#" in name and name not in current:
+                        current[name] = _element(name, current)
                 current[instruction.name] = instruction
 
     def runs(self) -> Iterator[tuple[Instruction, dict[str, Instruction], int]]:
@@ -351,11 +355,18 @@ def _instruction(line: str) -> Instruction | None:
         name=head.rpartition("%")[2],
         opcode=rest[:opening],
         arrays=tuple(_array(*found) for found in _ARRAY.findall(shape)),
-        operands=tuple(_NAME.findall(literal)),
+        operands=tuple(_OPERAND.findall(literal)),
         text=rest[closing + 1 :],
         literal=literal,
         root=head.lstrip().startswith("ROOT"),
     )
+
+
+def _element(name: str, scope: dict[str, Instruction]) -> Instruction:
+    """`%name#2`, which newer compilers write for a get-tuple-element of their own (JAX 0.12)."""
+    whole, _, index = name.partition("#")
+    arrays = scope[whole].arrays[int(index) : int(index) + 1]
+    return Instruction(name, "get-tuple-element", arrays, (whole,), f", index={index}", "", False)
 
 
 def _array(dtype: str, dims: str, layout: str) -> Array:
