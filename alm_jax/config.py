@@ -230,6 +230,12 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
     return config
 
 
+def training_folders(config: ConfigDict) -> list[str]:
+    """Datasets that the config's model was trained on; none if others have trained it."""
+    mixture = [folder for folder, _ in config.data.get("mixture", ())]
+    return mixture or [config.data.dir] * bool(config.data.dir)
+
+
 def config_diff(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Returns one line for each leaf that differs, `optim.lr: 0.001 -> 0.01`, sorted by key.
 

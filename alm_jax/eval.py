@@ -78,7 +78,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--output={folder} is a file: name a folder, which receives {RESULTS}")
     model = load(args.model)
-    session = Session(model, args.data or model.config.data.dir, args.split)
+    data = args.data or model.config.data.dir
+    if not data:
+        raise UserError(
+            f"--data=DIR is needed: {args.model} was imported and names no dataset of its own"
+        )
+    session = Session(model, data, args.split)
     chosen = asked or default_protocols(session.layout, model.has_captions)
     rows: dict = {}
     for protocol in chosen:

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"Wrote {export_official(args.model, args.output, args.official)}")
         return 0
-    from alm_jax.config import read_config
+    from alm_jax.config import read_config, training_folders
     from alm_jax.inference.folder import find_model
     from alm_jax.interop.exported import export_config
     from alm_jax.interop.layouts import get_layout
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     if directory:
         rate = int(config.data.sample_rate)
         clips, captions = real_examples(directory, args.split, rate)
-        if config.data.dir:  # an imported model was trained on other data
+        if training_folders(config) == [config.data.dir]:
             data = DataSummary.read(directory, config.data.train_split, rate)
     report = export_torch(
         model,

@@ -86,11 +86,6 @@ class LoaderConfig:
                 f"config.data.max_seconds={self.max_seconds!r}: must be a number of seconds, at"
                 f" least one sample at {self.sample_rate} Hz"
             )
-        if not self.dir and not self.mixture:
-            raise UserError(
-                "config.data needs dir (one dataset) or mixture (pairs of folder and weight); both"
-                " are empty"
-            )
         if self.mixture_unit not in _UNITS:
             raise UserError(
                 f"config.data.mixture_unit={self.mixture_unit!r}: must be one of {_UNITS}"
@@ -146,11 +141,20 @@ class LoaderConfig:
 
     def open_training(self) -> list[sources.Source]:
         """Opens what is trained on: `train_split` of `dir`, or of every source of the mixture."""
-        return self._open([d for d, _ in self.mixture] or [self.dir], self.train_split)
+        return self._open(self._directories(), self.train_split)
 
     def open(self, split: str) -> list[sources.Source]:
         """Opens `split` of `dir`, where evaluation reads; errors as `open_training`."""
-        return self._open([self.dir or self.mixture[0][0]], split)
+        return self._open([self.dir or self._directories()[0]], split)
+
+    def _directories(self) -> list[str]:
+        # Only now: a config of a model that others have trained names no data.
+        if not self.dir and not self.mixture:
+            raise UserError(
+                "config.data needs dir (one dataset) or mixture (pairs of folder and weight); both"
+                " are empty"
+            )
+        return [directory for directory, _ in self.mixture] or [self.dir]
 
     def _open(self, directories: Sequence[str], split: str) -> list[sources.Source]:
         """Opens a split of some datasets and checks that their sample rate is `sample_rate`.

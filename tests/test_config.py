@@ -6,9 +6,11 @@ import textwrap
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from alm_jax import config as config_lib
 from alm_jax.config import ConfigError
+from alm_jax.interop import model_card
 
 CONFIG = """
     from ml_collections import config_dict
@@ -433,3 +435,14 @@ def test_wrong_train_flags_exit_with_the_closest_flag(argv, message, capsys):
         config_lib.parse_train_argv(argv.split())
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_a_model_was_trained_on():
+    """Cards would name data, and its licences, that an imported model has never seen."""
+    config = ConfigDict({"data": {"dir": "a", "mixture": ()}})
+    assert config_lib.training_folders(config) == ["a"]
+    config.data.mixture = (("b", 1.0), ("c", 2.0))  # evaluation reads a
+    assert config_lib.training_folders(config) == ["b", "c"]
+    config.data.dir, config.data.mixture = "", ()
+    assert config_lib.training_folders(config) == []
+    assert "Imported from an official checkpoint" in model_card._data(config, None)

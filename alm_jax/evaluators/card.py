@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 import alm_jax
+from alm_jax.config import training_folders
 from alm_jax.evaluators.protocols import HeldOut, Protocol, Ridge
 from alm_jax.evaluators.results import format_value
 from alm_jax.inference.model import Model
@@ -40,7 +43,7 @@ def evaluation_card(
         f"# Evaluation of {config.name or 'a model'}\n",
         f"- Model: `{origin}`, fingerprint `{model.fingerprint}`, config `{config.name}`; windows "
         f"of {model.max_seconds:g} s at {model.sample_rate} Hz, embeddings of {model.embed_dim} "
-        f"dimensions; trained on `{config.data.dir}`, split `{config.data.train_split}`.\n"
+        f"dimensions; {_trained(config)}.\n"
         f"- Measured with alm_jax {alm_jax.__version__}.\n",
     ]
     parts += [f"- {line}\n" for line in missing]
@@ -52,6 +55,13 @@ def evaluation_card(
         parts.append(f"\n## {protocol.tag}\n\n{protocol.title}.{papers}\n\n{_facts(rows)}\n")
         parts.append(f"{_table(protocol, rows)}\n")
     return "\n".join(parts)
+
+
+def _trained(config: ConfigDict) -> str:
+    folders = training_folders(config)
+    if not folders:
+        return "trained elsewhere and imported"
+    return f"trained on {', '.join(f'`{f}`' for f in folders)}, split `{config.data.train_split}`"
 
 
 def belongs(name: str, protocol: Protocol) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from alm_jax.config import training_folders
 from alm_jax.interop.parity import TOLERANCE, ParityReport
 from alm_jax.interop.usage import usage
 from input_pipeline.sources import open_source
@@ -138,16 +139,16 @@ def _tower(config: ConfigDict) -> str:
 
 
 def _data(config: ConfigDict, data: DataSummary | None) -> str:
-    if not config.data.dir:
+    folders = ", ".join(f"`{folder}`" for folder in training_folders(config))
+    if not folders:
         return (
             "Imported from an official checkpoint: its data and its licence are those that its "
             "authors state."
         )
     if data is None:
         return (
-            f"Trained on `{config.data.dir}`, split `{config.data.train_split}`. The dataset was "
-            "not at hand when this card was written: its licences are in its own records "
-            "(prepare_report.json)."
+            f"Trained on {folders}, split `{config.data.train_split}`. What the licences of its "
+            "clips are is in its own records (prepare_report.json)."
         )
     rows = [
         f"| {_cell(name) or 'not stated'} | {count:,} |" for name, count in data.licences.items()
