@@ -118,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     from alm_jax.config import read_config, training_folders
     from alm_jax.inference.folder import find_model
+    from alm_jax.interop.export_formats import get_layout
     from alm_jax.interop.exported import export_config
-    from alm_jax.interop.layouts import get_layout
     from alm_jax.interop.model_card import DataSummary
     from alm_jax.interop.torch_export import export_torch, require_torch
 

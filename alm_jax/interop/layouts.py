@@ -1,12 +1,8 @@
-"""What `alm export --format=` can write: how a folder is filled, and run again to be judged.
-
-A layout imports what it needs inside its functions: no format asks for another's packages.
-"""
+"""What a format of `alm export` is: how a folder is filled, and run again to be judged."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -105,20 +101,3 @@ def _open_torch(folder: Path, model: Exported) -> Compare:
 
 
 TORCH = Layout("torch", ("torch",), "torch", write_model, _open_torch)
-# Name -> module and function (config -> layout): one format may fit different models differently.
-FORMATS = {
-    "torch": lambda config: TORCH,
-    "hf": lambda config: importlib.import_module("alm_jax.interop.hf_layout").layout(config),
-    "onnx": lambda config: importlib.import_module("alm_jax.interop.onnx_layout").LAYOUT,
-}
-
-
-def get_layout(name: str, config: ConfigDict) -> Layout:
-    """The layout of a format's name for a model.
-
-    Raises:
-      UserError: there is none.
-    """
-    if name not in FORMATS:
-        raise UserError(f"--format={name}: must be one of {', '.join(FORMATS)}")
-    return FORMATS[name](config)

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
 from alm_jax.interop import model_card
+from alm_jax.interop.export_formats import get_layout
 from alm_jax.interop.exported import (
     EXPORT_MARK,
     export_config,
@@ -35,7 +36,7 @@ from alm_jax.interop.exported import (
     read_model,
     text_rows,
 )
-from alm_jax.interop.layouts import MODULE_NAME, TORCH, Exported, get_layout, load_module
+from alm_jax.interop.layouts import MODULE_NAME, TORCH, Exported, load_module
 from alm_jax.interop.memory import give_back
 from alm_jax.interop.parity import ParityReport, Reference, check, record
 from input_pipeline.audio_files import to_int16
