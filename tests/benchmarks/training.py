@@ -18,16 +18,9 @@ from tests.benchmarks.measure import Row, Way, compare
 def _config(
     name: str, dtype: str, batch_size: int, parts: tuple[str, ...], *overrides: str
 ) -> ConfigDict:
-    """A shipped config with another batch and precision; nothing is recomputed, as in PyTorch.
-
-    On a CPU the layers stand in line instead of in a scan, which takes half the time there (and
-    five times as long to compile).
-    """
+    """A shipped config with another batch and precision; nothing is recomputed, as in PyTorch."""
     settings = [f"model.dtype={dtype}", f"data.batch_size={batch_size}", *overrides]
-    for part in parts:
-        settings.append(f"model.{part}.remat=none")
-        if jax.default_backend() == "cpu":
-            settings.append(f"model.{part}.unroll=16")
+    settings += [f"model.{part}.remat=none" for part in parts]
     return load_config(name, settings)
 
 
