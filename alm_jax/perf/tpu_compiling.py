@@ -86,7 +86,7 @@ def _compile(config: ConfigDict, topology: Topology, folder: str, sending: Conne
         lowered = step.lower(setup.shapes, batch_shapes(config))
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
         sending.send(compiled.memory_analysis().generated_code_size_in_bytes)
-    except Exception:
+    except Exception:  # whatever it is, the user's process reports it
         sending.send(traceback.format_exc())
 
 
