@@ -92,8 +92,9 @@ def test_a_clap_of_ours_and_back(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["torch", "hf", "onnx"])
-def test_the_verb_takes_a_workdir(format, tmp_path, capsys):
+def test_the_verb_takes_a_workdir(format, tmp_path, capsys, monkeypatch):
     """`--format=hf` of any LAION-CLAP that was not an export already ended in a traceback."""
+    monkeypatch.chdir(tmp_path)  # where no quickstart has left the dataset that the config names
     workdir, _ = trained(tmp_path / "workdir")
     (tmp_path / "out").write_text("")
     words = [f"--model={workdir}", f"--format={format}", f"--output={tmp_path / 'out'}"]
