@@ -8,35 +8,31 @@ caption.onnx  tokens, mask, states, states_mask -> logits [B, L, V] of the token
 mae.onnx      waveform, lengths, and which patches are visible int64 [B, K] and dropped int64 [B, M]
               -> prediction [B, M, P] of the dropped, the clip's own patches [B, N, P] and
               patches_mask [B, N], False behind its end
-*.onnx.data   the weights of large models
+weights.data  of large models: the weights of all graphs, which refer to it
 config.json   the experiment's config with the group `export`, in which `tokens` are the marks
 tokenizer.model or tokenizer.json, README.md, golden.npz, alm_export.json
 
-The graphs are traced from the model of modeling_alm.py by PyTorch's exporter (`dynamo=True`).
+The graphs are traced from the model of modeling_alm.py by PyTorch's exporter (onnx_tracing.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import io
 import json
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alm_jax.config import save_config
-from alm_jax.interop.exported import EXPORT_MARK
+from alm_jax.interop.exported import EXPORT_MARK, WEIGHTS_NAME
 from alm_jax.interop.layouts import Exported, Layout, load_module, write_model, write_tokenizer
+from alm_jax.interop.onnx_tracing import Weights, trace
 from alm_jax.interop.parity import Compare
 
-OPSET = 20
-BESIDE = 200_000_000  # bytes of weights that lie beside a graph rather than in it
+BESIDE = 200_000_000  # bytes of weights that lie beside the graphs rather than in each
+WEIGHTS = "weights.data"
 _SLOTS = ("visible", "dropped")
 _TORCH = "torch"  # folder that is there until the graphs are
 
@@ -56,6 +52,9 @@ def complete(folder: Path, model: Exported) -> None:
     import torch
 
     loaded = load_module(folder / _TORCH).AudioTextModel.from_pretrained(folder / _TORCH)
+    # A protobuf holds no more than 2 GB, and is in memory three times while it is written.
+    large = (folder / _TORCH / WEIGHTS_NAME).stat().st_size > BESIDE
+    weights = Weights(folder / WEIGHTS, loaded.state_dict()) if large else None
     shutil.rmtree(folder / _TORCH)
     decodes = model.config.model.text is not None and bool(model.config.model.caption_decoder)
     classifies = model.config.model.get("classifier") is not None
@@ -77,7 +76,7 @@ def complete(folder: Path, model: Exported) -> None:
     outputs += ["states", "states_mask"] if decodes else []
     inputs = {"waveform": torch.zeros(3, size), "lengths": lengths}
     sizes = {"waveform": "samples"}
-    _trace(audio, loaded, inputs, sizes, outputs, folder / "audio.onnx")
+    trace(audio, loaded, weights, inputs, sizes, outputs, folder / "audio.onnx")
     if model.config.model.get("mae_decoder") is not None:
         inputs |= {name: torch.arange(6).expand(3, -1)[:, i::2] for i, name in enumerate(_SLOTS)}
 
@@ -87,14 +86,15 @@ def complete(folder: Path, model: Exported) -> None:
 
         outputs = ["prediction", "patches", "patches_mask"]
         slots = {name: name for name in _SLOTS}
-        _trace(mae, loaded, inputs, sizes | slots, outputs, folder / "mae.onnx")
+        trace(mae, loaded, weights, inputs, sizes | slots, outputs, folder / "mae.onnx")
     if model.config.model.text is None:
         return
     length = min(7, int(model.config.data.max_text_length))
     tokens = torch.full((3, length), int(model.config.export.tokens.eos))
     text = {"tokens": tokens, "mask": torch.ones(3, length, dtype=torch.bool)}
     sizes = dict.fromkeys(text, "tokens")
-    _trace(loaded.text_embedding, loaded, text, sizes, ["embedding"], folder / "text.onnx")
+    embed = loaded.text_embedding
+    trace(embed, loaded, weights, text, sizes, ["embedding"], folder / "text.onnx")
     if decodes:
         with torch.inference_mode():
             *_, states, mask = audio(**inputs)
@@ -104,7 +104,8 @@ def complete(folder: Path, model: Exported) -> None:
         def caption(tokens: Any, mask: Any, states: Any, states_mask: Any) -> Any:
             return loaded.caption_logits(tokens, mask, states, states_mask)
 
-        _trace(caption, loaded, text | heard, sizes, ["logits"], folder / "caption.onnx")
+        inputs = text | heard
+        trace(caption, loaded, weights, inputs, sizes, ["logits"], folder / "caption.onnx")
 
 
 def spare_samples(model: Exported) -> int:
@@ -112,106 +113,6 @@ def spare_samples(model: Exported) -> int:
     frontend, patches = model.config.frontend, model.config.patches
     least = frontend.window_length + (int(patches.time) + 1) * frontend.hop_length
     return int(max(least, frontend.get("repeat_to_samples") or 0))
-
-
-def _trace(
-    function: Callable[..., Any],
-    loaded: Any,
-    inputs: Mapping[str, Any],
-    sizes: Mapping[str, str],
-    outputs: list[str],
-    path: Path,
-) -> None:
-    """Writes one graph.
-
-    Args:
-      function: of `inputs`, by name and in their order.
-      loaded: the model whose parameters it uses.
-      inputs: name -> example [B, ...].
-      sizes: name of an input -> name of the size of its second axis, which is free as the batch is.
-      outputs: names of what the function returns.
-      path: the file.
-    """
-    import torch
-
-    class Graph(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = loaded
-
-        def forward(self, *given: Any) -> Any:
-            return function(*given)
-
-    batch = torch.export.Dim("batch", min=1)
-    free = {name: torch.export.Dim(name, min=1) for name in sizes.values()}
-    shapes = tuple({0: batch} | ({1: free[sizes[n]]} if n in sizes else {}) for n in inputs)
-    size = sum(parameter.numel() * 4 for parameter in loaded.parameters())
-    with torch.inference_mode(), _undisturbed():
-        program = torch.onnx.export(
-            Graph().eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=(shapes,),
-            input_names=list(inputs),
-            output_names=outputs,
-            optimize=False,
-            verbose=False,
-        )
-        assert program is not None
-        values = list(program.model.graph.initializers.values())
-        _simplify(program.model)
-        # A protobuf holds no more than 2 GB, and is in memory three times while it is written.
-        program.save(str(path), external_data=size > BESIDE)
-    # The optimiser's rules remember the graph that they saw last, and with it the weights.
-    for value in (*values, *program.model.graph.initializers.values()):
-        value.const_value = None
-
-
-def _simplify(graph: Any) -> None:
-    """Computes what is constant once and drops what is said twice, in place.
-
-    `ONNXProgram.optimize` does this too, but then looks for its patterns at every node, some of
-    them through the whole graph each time: half the seconds of an export, for rewritings that
-    onnxruntime makes again when it opens the file.
-    """
-    import onnx_ir.passes.common as passes
-    from onnx_ir.passes import Sequential
-    from onnxscript.optimizer import fold_constants_ir
-
-    passes.InlinePass()(graph)
-    for node in list(graph.graph):
-        # After a softmax, 0 for NaN, for rows that -inf masks altogether. The exporter masks with
-        # the least float instead, so none is NaN, and to look takes a fifth of a tower's time.
-        if node.op_type == "IsNaN" and node.inputs[0].producer().op_type == "Softmax":
-            for user in node.outputs[0].consumers():
-                user.outputs[0].replace_all_uses_with(node.inputs[0])
-    fold_constants_ir(graph, onnx_shape_inference=True)
-    Sequential(
-        passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedOpsetsPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.DeduplicateInitializersPass(),
-        passes.CommonSubexpressionEliminationPass(),
-        passes.OutputFixPass(),
-        passes.NameFixPass(),
-    )(graph)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """The exporter undisturbed; its progress and its warnings are none of the user's business."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    gc.disable()  # would look again and again through what lives on: a seventh of the time
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-        gc.enable()
 
 
 def open_folder(folder: Path, model: Exported) -> Compare:

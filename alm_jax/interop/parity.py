@@ -33,6 +33,8 @@ LOG_MEL_TOLERANCE = 1e-3
 COLLAPSED = (
     0.99  # mean cosine between different clips, or captions, from which nothing is told apart
 )
+# Tokens of the generated captions: each reads all weights of text tower and decoder again.
+_GREEDY = 12
 # Of the patches of a clip, every fifth is visible to the masked autoencoder's decoder.
 _VISIBLE_EVERY = 5
 
@@ -156,7 +158,7 @@ class Reference:
             if greedy and "caption_logits" in out:
                 marks = self.config.export.tokens
                 ids = self.inference.caption(
-                    self.params, audio, length, marks.bos, marks.eos, max_length=most
+                    self.params, audio, length, marks.bos, marks.eos, max_length=min(most, _GREEDY)
                 )
                 out["caption_ids"] = np.asarray(ids)
         return out

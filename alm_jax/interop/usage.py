@@ -163,7 +163,8 @@ def _onnx_usage(config: ConfigDict) -> tuple[str, list[str], str]:
             ]
     note = (
         f"Waveforms have {config.frontend.sample_rate} Hz and at most {{seconds:g}} s. Rows of the "
-        "embeddings have norm 1."
+        "embeddings have norm 1. The weights of a large model are in `weights.data`, which belongs "
+        "beside the graphs."
     )
     return needs, lines, note
 

@@ -15,7 +15,8 @@ _AUDIO = [
     *(f"model.audio.{field}" for field in ("width=32", "depth=2", "heads=2", "mlp_dim=64")),
     *("patches.frames=80", "data.max_seconds=1.0", "eval.bucket_seconds=(1.0,)"),
 ]
-_DECODER = [f"model.mae_decoder.{field}" for field in ("width=32", "depth=2", "heads=2")]
+# Deep enough that an export to ONNX copies layers.
+_DECODER = [f"model.mae_decoder.{field}" for field in ("width=32", "depth=6", "heads=2")]
 MODELS = {
     # 5 x 8 patches: windows of 4 x 4 do not divide the columns.
     "audiomae": [*_DECODER, "model.mae_decoder.mlp_dim=64", "model.mae_decoder.bias_hidden=8"],

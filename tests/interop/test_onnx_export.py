@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -82,9 +86,13 @@ def test_the_readme_embeds_and_captions(folder, jax_clap, monkeypatch, capsys):
     assert np.linalg.norm(given["embedding"] - jax_clap.embed_text([caption])) <= 1e-5
 
 
-def test_audiomae_goes_out(tmp_path, real_clips):
-    """Kaldi's front end, class token and classifier must come out of the graph as of JAX."""
-    sizes = [f"model.audio.{field}" for field in ("width=32", "depth=1", "heads=2", "mlp_dim=64")]
+def test_audiomae_goes_out(tmp_path, real_clips, monkeypatch):
+    """Kaldi's front end, class token and classifier must come out of the graph as of JAX.
+
+    As those of a large model do: with weights beside the graph, and layers that were not traced.
+    """
+    monkeypatch.setattr(onnx_layout, "BESIDE", 0)
+    sizes = [f"model.audio.{field}" for field in ("width=32", "depth=6", "heads=2", "mlp_dim=64")]
     sizes += ["patches.frames=80", "data.max_seconds=1.0", "model.classifier.classes=7"]
     config = load_config("audiomae:finetune", sizes)
     params = random_params.draw(model_graph(config, 0)[1])
@@ -99,13 +107,18 @@ def test_audiomae_goes_out(tmp_path, real_clips):
     outputs = [output.name for output in session(folder, "audio.onnx").get_outputs()]
     assert outputs == ["embedding", "class_logits"]
     assert {file.name for file in folder.iterdir()} == {
-        "README.md", "alm_export.json", "audio.onnx", "config.json", "golden.npz"
+        "README.md", "alm_export.json", "audio.onnx", "config.json", "golden.npz", "weights.data"
     }  # fmt: skip
+    graph = onnx.load(folder / "audio.onnx", load_external_data=False).graph
+    assert sum(node.op_type == "Softmax" for node in graph.node) == 6  # one a layer
+    # Nor may it tell who made it, where.
+    assert str(Path(__file__).parents[2]).encode() not in (folder / "audio.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("spec", ["audiomae", "audiomae:plain_decoder", "quickstart:mae"])
-def test_masked_autoencoders_go_out(spec, tmp_path, real_clips):
+def test_masked_autoencoders_go_out(spec, tmp_path, real_clips, monkeypatch):
     """Who reconstructs in onnxruntime must see what training saw, with a mask for each clip."""
+    monkeypatch.setattr(onnx_layout, "BESIDE", 0)
     if spec == "quickstart:mae":
         config, params, _ = exported.read_model(model_fixtures.mae_workdir())
     else:
@@ -113,6 +126,9 @@ def test_masked_autoencoders_go_out(spec, tmp_path, real_clips):
     clips, folder = real_clips[::5], tmp_path / "out"
     report = torch_export.export_params(config, params, None, folder, clips=clips, format="onnx")
     assert max(report.on_given.values()) <= 1e-5 and "mae_prediction" in report.on_given, report
+    # The encoder, which both graphs have, is stored once.
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    assert (folder / "weights.data").stat().st_size <= 4 * count
     # As in training: patches drawn for each clip.
     config = exported.export_config(config, 0)  # float32
     inference = Inference(config, model_graph(config, 0)[0])

@@ -103,7 +103,7 @@ class AudioSide:
     def to_float(self, pcm: np.ndarray) -> Tensor:
         """float32 in [-1, 1] of int16."""
         # The float32 nearest to 1 / 32767, as in JAX.
-        return torch.from_numpy(pcm).to(self.device).float() * float(np.float32(1 / 32767))
+        return torch.tensor(pcm, device=self.device).float() * float(np.float32(1 / 32767))
 
     def windows(self, clip: Tensor) -> list[Tensor]:
         """A clip [S] as windows of at most `data.max_seconds`.
