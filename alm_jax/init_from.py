@@ -44,19 +44,22 @@ def init_from(
     skip = tuple(config.get("skip", ()))
     old: dict[str, Any] = {}
     problems: list[str] = []
-    path = epath.Path()
-    left = set(parts)
+    taken_from: dict[str, Any] = {}  # part -> workdir
     for path in map(epath.Path, config.workdir.split(",")):
         source = _read(path)
-        here = left & source.keys()
-        left -= here
+        here = set(parts) & source.keys() - taken_from.keys()
+        taken_from |= dict.fromkeys(here, path)
         old |= _named(source, tuple(here), skip)
         problems += [] if model is None else _other_facts(path, model, sorted(here))
     new = _named(join(state.params, state.stats), parts, skip)
-    problems += [f"{n} is only in {path}" for n in old.keys() - new.keys()]
-    problems += [f"{n} is missing in {path}" for n in new.keys() - old.keys()]
+
+    def place(name: str) -> Any:
+        return taken_from.get(name.split(".")[0], config.workdir)
+
+    problems += [f"{n} is only in {place(n)}" for n in old.keys() - new.keys()]
+    problems += [f"{n} is missing in {place(n)}" for n in new.keys() - old.keys()]
     problems += [
-        f"{n} is {old[n].shape} in {path} but {new[n].shape} here"
+        f"{n} is {old[n].shape} in {place(n)} but {new[n].shape} here"
         for n in old.keys() & new.keys()
         if old[n].shape != new[n].shape
     ]
@@ -67,7 +70,8 @@ def init_from(
         shown = "\n  ".join(sorted(problems)[:10])
         raise UserError(
             f"init_from.workdir={config.workdir} does not fit model parts {parts}:\n  {shown}\n"
-            "Give the same model.audio, patches and front end as that run."
+            "Give the same model, patches and front end as in config.json there, or leave names "
+            "out: init_from.skip"
         )
 
     def replace(tree: Any) -> Any:

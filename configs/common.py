@@ -165,7 +165,8 @@ def transformer(width, depth, heads, **fields) -> ConfigDict:
 
 def vit(width, depth, heads, **fields) -> ConfigDict:
     """An audio tower of the kind "vit"; see alm_jax.models.audio_vit.VitConfig."""
-    return transformer(width, depth, heads, tower="vit", **fields)
+    own = dict(positions="sincos_time", class_token=False, final_norm=True)
+    return transformer(width, depth, heads, tower="vit", **(own | fields))
 
 
 def htsat(dim, depths, heads, **fields) -> ConfigDict:

@@ -1,5 +1,7 @@
 """Parameters taken over from another run."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,9 @@ def test_parts_of_several_workdirs(tmp_path):
     assert "text.bias" in names
     with pytest.raises(UserError, match=r"text\.bias is missing"):
         take(params(0.0, text=1), folders[0], parts=("audio", "text"))
+    # What does not fit is in the first of them, not in the last that was read.
+    with pytest.raises(UserError, match=rf"\(2, 3\) in {re.escape(str(folders[0]))} but \(2, 4\)"):
+        take(params(0.0, width=4, text=1), both, parts=("audio", "text"))
 
 
 def test_other_heads_are_no_silent_load(tmp_path):
