@@ -6,7 +6,6 @@ moves: it computes with its running statistics, as in evaluation.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from flax import nnx
 
 from alm_jax.errors import UserError
 from alm_jax.models.batch_norm import BatchNorm
+from alm_jax.patterns import compiled
 
 Names = frozenset[str]
 
@@ -33,10 +33,13 @@ def frozen_names(params: Any, patterns: Sequence[str]) -> Names:
     """
     every = [".".join(map(str, path)) for path in nnx.traversals.flatten_mapping(params)]
     parts = sorted({name.split(".")[0] for name in every})
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in every):
-            raise UserError(f"optim.frozen: {pattern!r} matches no parameter; parts are {parts}")
-    found = frozenset(name for name in every if any(re.search(p, name) for p in patterns))
+    searches = compiled(patterns, "optim.frozen")
+    for search in searches:
+        if not any(map(search.search, every)):
+            raise UserError(
+                f"optim.frozen: {search.pattern!r} matches no parameter; parts are {parts}"
+            )
+    found = frozenset(name for name in every if any(s.search(name) for s in searches))
     if len(found) == len(every):
         raise UserError(
             f"optim.frozen={tuple(patterns)} leaves nothing to train; parts are {parts}"

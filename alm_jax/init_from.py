@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from alm_jax.checkpoints import Checkpoints, flat_names
 from alm_jax.config import read_config
 from alm_jax.errors import UserError
+from alm_jax.patterns import compiled
 from alm_jax.train_state import TrainState, join
 
 # Fields of a part that no shape shows and that change what its parameters compute. Not among them:
@@ -41,7 +42,7 @@ def init_from(
     if not config.workdir:
         return state, []
     parts = tuple(config.parts)
-    skip = tuple(config.get("skip", ()))
+    skip = compiled(config.get("skip", ()), "init_from.skip")
     old: dict[str, Any] = {}
     problems: list[str] = []
     taken_from: dict[str, Any] = {}  # part -> workdir
@@ -114,10 +115,10 @@ def _other_facts(path: epath.Path, model: ConfigDict, parts: list[str]) -> list[
     return problems
 
 
-def _named(tree: Any, parts: tuple[str, ...], skip: tuple[str, ...]) -> dict[str, Any]:
+def _named(tree: Any, parts: tuple[str, ...], skip: list[re.Pattern[str]]) -> dict[str, Any]:
     """Name -> leaf of the parts, without the names to skip."""
     return {
         name: leaf
         for name, leaf in flat_names(tree).items()
-        if name.split(".")[0] in parts and not any(re.search(p, name) for p in skip)
+        if name.split(".")[0] in parts and not any(p.search(name) for p in skip)
     }

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from alm_jax.errors import UserError
 from alm_jax.freezing import frozen_names, trained, with_frozen
+from alm_jax.patterns import compiled
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -67,11 +68,12 @@ def multipliers(params: Any, rules: tuple[tuple[str, float], ...]) -> Any:
       UserError: if a rule matches no parameter (most likely a typing error).
     """
     used: set[str] = set()
+    patterns = compiled((pattern for pattern, _ in rules), "optim.lr_multipliers")
 
     def factor(name: str) -> float:
-        for pattern, value in rules:
-            if re.search(pattern, name):
-                used.add(pattern)
+        for pattern, (text, value) in zip(patterns, rules, strict=True):
+            if pattern.search(name):
+                used.add(text)
                 return float(value)
         return 1.0
 
@@ -94,11 +96,11 @@ def decay_mask(params: Any, more: tuple[str, ...] = ()) -> Any:
       UserError: one of them matches no parameter.
     """
     every = jax.tree.leaves(names(params))
-    if unused := [p for p in more if not any(re.search(p, name) for name in every)]:
+    patterns = compiled(more, "optim.not_decayed")
+    if unused := [p.pattern for p in patterns if not any(map(p.search, every))]:
         raise UserError(f"optim.not_decayed: {unused} match no parameter")
     return jax.tree.map(
-        lambda name: NOT_DECAYED.search(name) is None and not any(re.search(p, name) for p in more),
-        names(params),
+        lambda name: not any(p.search(name) for p in (NOT_DECAYED, *patterns)), names(params)
     )
 
 

@@ -25,6 +25,7 @@ from alm_jax.interop.checkpoint import Checkpoint, Tensor
 from alm_jax.interop.facts import configured
 from alm_jax.interop.links import ANYTHING, Buffer, Link, Links, not_covered
 from alm_jax.interop.tensors import aligned
+from alm_jax.patterns import compiled
 from alm_jax.train_state import model_graph
 
 
@@ -161,8 +162,10 @@ def to_alm(
     missing = sorted(links.keys() - present.keys())
     unexpected = sorted(present.keys() - links.keys() - buffers.keys())
     problems = _wrong_shapes(links, shapes, present)
-    problems += [f"{n} is missing" for n in missing if not _allowed(n, allow_missing)]
-    problems += [f"{n} is unexpected" for n in unexpected if not _allowed(n, allow_unexpected)]
+    refused = _refused(missing, allow_missing, "--allow-missing")
+    problems += [f"{name} is missing" for name in refused]
+    refused = _refused(unexpected, allow_unexpected, "--allow-unexpected")
+    problems += [f"{name} is unexpected" for name in refused]
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -253,8 +256,9 @@ def _relevant(format: Format, checkpoint: Checkpoint) -> tuple[Checkpoint, list[
     return dataclasses.replace(checkpoint, tensors=tensors), ignored
 
 
-def _allowed(name: str, pattern: str | None) -> bool:
-    return pattern is not None and re.fullmatch(pattern, name) is not None
+def _refused(names: Sequence[str], allowed: str | None, flag: str) -> list[str]:
+    patterns = compiled([] if allowed is None else [allowed], flag)
+    return [name for name in names if not any(p.fullmatch(name) for p in patterns)]
 
 
 def _wrong_shapes(
