@@ -143,6 +143,7 @@ def _onnx_usage(config: ConfigDict) -> tuple[str, list[str], str]:
         opened, ids, decode = _PIECES[config.export.tokenizer]
         if opened:
             needs += f" ({_tokenizer_package(config)} for strings)"
+            opened = [*opened, 'string = "a dog barks"']
         lines += opened
         lines += [
             'text = onnxruntime.InferenceSession("text.onnx")',
