@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-import onnx_ir as ir
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from alm_jax.interop.onnx_tracing import PREFIX
+
+if TYPE_CHECKING:  # of the extra `onnx`
+    import onnx_ir as ir
+    from torch import Tensor, nn
 
 TRACED = 3  # the second and the third are copied: what enters them is another layer's output
 _SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the modules that it comes from
@@ -28,6 +29,8 @@ def few_layers(model: nn.Module) -> Iterator[dict[str, int]]:
     Yields:
       Name of a stack -> number of its layers, of those that are shortened.
     """
+    from torch import nn
+
     found = [
         (name, part)
         for name, part in model.named_modules()
@@ -87,6 +90,8 @@ def _nodes(graph: ir.Graph, module: str) -> list[ir.Node]:
 
 def _handed(nodes: Sequence[ir.Node], followers: Sequence[ir.Node], graph: ir.Graph) -> ir.Value:
     """What `nodes` compute for `followers`; sizes and constants, which many share, do not count."""
+    import onnx_ir as ir
+
     made = {
         value: None
         for node in nodes
@@ -116,6 +121,7 @@ def _copies(
       parameters: of the whole model.
       graph: gets the weights.
     """
+    import onnx_ir as ir
 
     def counterpart(value: ir.Value | None) -> Any:
         if value is None or value in known:
