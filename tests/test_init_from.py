@@ -117,6 +117,8 @@ def test_what_is_skipped_stays(tmp_path):
     config = dict(workdir=str(folder), parts=("audio",))
     with pytest.raises(UserError, match=r"audio\.norm\.scale is only in"):
         init_from(state(new), ConfigDict(config))
+    with pytest.raises(UserError, match=r"init_from\.skip: '\(' is no regular expression"):
+        init_from(state(new), ConfigDict(config | {"skip": ("(",)}))
     given, names = init_from(state(new), ConfigDict(config | {"skip": (r"^audio\.norm\.",)}))
     assert names == ["audio.embed.kernel"]
     equal(given.params["audio"]["embed"], old["audio"]["embed"])

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from alm_jax import freezing, optim, patterns
+from alm_jax import freezing, optim
 from alm_jax.errors import UserError
 
 PARAMS = {"audio": {"kernel": jnp.zeros(2)}, "text": {"bias": jnp.zeros(2)}}
@@ -15,7 +15,6 @@ PARAMS = {"audio": {"kernel": jnp.zeros(2)}, "text": {"bias": jnp.zeros(2)}}
         ("optim.lr_multipliers", lambda text: optim.multipliers(PARAMS, ((text, 0.1),))),
         ("optim.not_decayed", lambda text: optim.decay_mask(PARAMS, (text,))),
         ("optim.frozen", lambda text: freezing.frozen_names(PARAMS, (text,))),
-        ("--allow-missing", lambda text: patterns.compiled([text], "--allow-missing")),
     ],
 )
 def test_what_is_no_regular_expression_is_named(key, use):

@@ -31,19 +31,18 @@ def few_layers(model: nn.Module) -> Iterator[dict[str, int]]:
     """
     from torch import nn
 
-    found = [
-        (name, part)
+    stacks = {
+        name: part
         for name, part in model.named_modules()
         if isinstance(part, nn.ModuleList) and len(part) > TRACED
-    ]
-    owners = [(model.get_submodule(name.rpartition(".")[0]), name) for name, _ in found]
-    for (owner, name), (_, part) in zip(owners, found, strict=True):
-        setattr(owner, name.rpartition(".")[2], part[:TRACED])
+    }
+    for name, stack in stacks.items():
+        model.set_submodule(name, stack[:TRACED])
     try:
-        yield {name: len(part) for name, part in found}
+        yield {name: len(stack) for name, stack in stacks.items()}
     finally:
-        for (owner, name), (_, part) in zip(owners, found, strict=True):
-            setattr(owner, name.rpartition(".")[2], part)
+        for name, stack in stacks.items():
+            model.set_submodule(name, stack)
 
 
 def complete_stacks(

@@ -91,6 +91,8 @@ def test_what_is_printed(checkpoint: Path, tmp_path: Path, capsys):
     assert "decoder_module/decoder_proj/bias is missing" in message
     assert "extra/kernel is unexpected" in message and "--allow-missing" in message
     assert not (tmp_path / "out").exists()
+    assert run(*words, "--allow-missing=(") == 2
+    assert "--allow-missing: '(' is no regular expression" in capsys.readouterr().err
     words += ["--allow-missing=decoder_module/.*/bias", "--allow-unexpected=extra/.*"]
     assert run(*words) == 0
     shown = capsys.readouterr().out
